@@ -1,0 +1,155 @@
+"""Artifact: schema, preprocessor, task and model in one folder; loaded, it is the predictor.
+
+    artifact/
+        manifest.json    format version, run, sha256 of every file below; written last
+        schema.json preprocessor.json task.json profile.json
+        model/           the family's own files
+
+The same code predicts over a Dataset, over HTTP and in a notebook; it needs no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.contract import Contract, table_to_frame
+from pipelines.errors import ArtifactError
+from pipelines.expressions import Derivation
+from pipelines.features.preprocessor import Preprocessor
+from pipelines.registry import MODELS, load
+from pipelines.schema import Column, Schema
+from pipelines.storage import Folder
+from pipelines.tasks import Task
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+ROW_PATH_ROWS: Final = 32  # up to here single rows are faster than building a block
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A trained pipeline."""
+
+    name: str
+    version: str
+    """The id of the run that made it."""
+    schema: Schema
+    """The columns that a prediction reads, and the expressions that it derives."""
+    preprocessor: Preprocessor
+    task: Task
+    model: Any
+    profile: dict[str, Any]
+
+    @classmethod
+    def load(cls, location: str | Folder) -> Artifact:
+        """Load from a path or URI: an artifact folder, or the folder of a run.
+
+        Raises `ArtifactError` when it is missing, incomplete, damaged or of a newer format. Nothing in it is executed.
+        """
+        folder = location if isinstance(location, Folder) else Folder.at(location)
+        if not folder.exists(MANIFEST) and folder.exists(f"artifact/{MANIFEST}"):
+            folder = folder / "artifact"
+        with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+            local = Path(path)
+            manifest = _fetch(folder, local)
+            family = load(MODELS, manifest["model"], f"{folder}/{MANIFEST}: model")
+            read = Folder.at(path).read_json
+            return cls(
+                name=manifest["name"],
+                version=manifest["run"],
+                schema=Schema.model_validate(read("schema.json")),
+                preprocessor=Preprocessor.from_json(read("preprocessor.json")),
+                task=Task.model_validate(read("task.json")),
+                model=family.load(local / "model"),
+                profile=read("profile.json"),
+            )
+
+    @property
+    def inputs(self) -> list[Column]:
+        """The columns that a request may have."""
+        return self.schema.columns
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        """A few rows of the training data, as a request would send them."""
+        rows: list[dict[str, Any]] = self.profile["examples"]
+        return rows
+
+    @cached_property
+    def _contract(self) -> Contract:
+        return Contract(self.schema)
+
+    @cached_property
+    def _derivation(self) -> Derivation:
+        return Derivation(expressions=self.schema.derive)
+
+    def check_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Return the rows of a request in canonical values, or raise `InputError` that names row and column."""
+        return self._contract.check_rows(rows)
+
+    def predict_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Answer JSON rows; a few go through the row path, many through the block path, with equal bits."""
+        checked = self.check_rows(rows)
+        if not checked:
+            return []
+        if len(checked) > ROW_PATH_ROWS or self.schema.derive:
+            return self.task.answers(self.scores(self._contract.to_table(checked)))
+        matrix = np.array([self.preprocessor.transform_row(row) for row in checked], np.float64)
+        return self.task.answers(self.model.predict(matrix))
+
+    def predict(self, frame: Any) -> Any:
+        """Answer a pandas, Polars or Arrow frame, or a list of dicts, in kind: columns `label`, `probability` and so on.
+
+        Raises `InputError` where a column is missing or has another type than it had in training.
+        """
+        if isinstance(frame, list | Mapping):
+            return self.predict_rows(list(frame) if isinstance(frame, list) else [frame])
+        return table_to_frame(self.predict_table(self._contract.frame_to_table(frame)), like=frame)
+
+    def predict_table(self, table: pa.Table) -> pa.Table:
+        """Answer canonical rows."""
+        return self.task.decode(self.scores(table))
+
+    def scores(self, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Raw scores of canonical rows."""
+        result: np.ndarray[Any, np.dtype[np.float64]] = self.model.predict(self.preprocessor.matrix(self._derivation.apply(table)))
+        return result
+
+
+def _fetch(folder: Folder, local: Path) -> dict[str, Any]:
+    """Copy the files to a local folder and compare them with the manifest."""
+    if not folder.exists(MANIFEST):
+        there = "is not complete: it has no manifest.json" if folder.names() else "does not exist"
+        raise ArtifactError(f"the artifact {folder} {there}; expected the folder of a finished run, such as runs/NAME/ID")
+    try:
+        manifest: dict[str, Any] = folder.read_json(MANIFEST)
+        version, files = manifest["format"], manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"the artifact {folder} is damaged: manifest.json cannot be read; make it again with heliostat run") from error
+    if version > FORMAT:
+        raise ArtifactError(f"the artifact {folder} has format {version}; this heliostat reads up to {FORMAT}; install a newer one")
+    for name, digest in files.items():
+        if not folder.exists(name):
+            raise ArtifactError(f"the artifact {folder} is not complete: {name} is missing; make it again with heliostat run")
+        content = folder.read_bytes(name)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ArtifactError(f"the artifact {folder} is damaged: {name} is not what was written; make it again with heliostat run")
+        target = local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return manifest
+
+
+def write_manifest(folder: Folder, *, name: str, run: str, model: str) -> None:
+    """Make a folder with all parts an Artifact: list every file with its sha256, last of all."""
+    files = {file: hashlib.sha256(folder.read_bytes(file)).hexdigest() for file in folder.files() if file != MANIFEST}
+    folder.write_json(MANIFEST, {"format": FORMAT, "name": name, "run": run, "model": model, "files": files})

@@ -1,0 +1,60 @@
+"""Read units as a Ray Data `Datasource`.
+
+The function that a stage applies runs inside the read task, so reading and applying are one operator by construction and only
+the small results travel. Measured: left to itself Ray Data cuts each task's output into 25 blocks and nothing fuses.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource.datasource import ReadTask
+
+from pipelines.data.source import Unit
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.data.read import Each, Reader
+
+
+class UnitDatasource(Datasource):  # type: ignore[misc]
+    """One read task per group of units; each unit yields one row: its index and the result of `each`."""
+
+    def __init__(self, reader: Reader, each: Each, tasks: list[list[Unit]]) -> None:
+        super().__init__()
+        self.reader, self.each, self.tasks = reader, each, tasks
+
+    def get_name(self) -> str:
+        return "ReadUnits"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        """The tasks as planned; `parallelism` is their number."""
+        return [
+            ReadTask(
+                functools.partial(read_units, self.reader, self.each, units),
+                BlockMetadata(num_rows=len(units), size_bytes=None, input_files=None, exec_stats=None),
+            )
+            for units in self.tasks
+        ]
+
+
+def read_units(reader: Reader, each: Each, units: list[Unit]) -> Iterator[pa.Table]:
+    from pipelines.data.read import Counts
+
+    for unit in units:
+        counts = Counts()
+        result: Any
+        try:
+            result = each(unit, reader.blocks(unit, counts))
+        except UserError as error:  # travels as a result: Ray Data would log it as its own failure and add to its message
+            result = error
+        yield pa.table({"unit": [unit.index], "result": pa.array([pickle.dumps((result, counts))], pa.large_binary())})

@@ -1,0 +1,150 @@
+"""The prepared cache: each split as Parquet shards of numbers, in source order, ready for any trainer.
+
+    STORE/cache/KEY/
+        manifest.json                  written last: its presence means complete; names the shards' folder
+        schema.json preprocessor.json task.json profile.json
+        shards-XXXXXXXX/train/00000.parquet ...   one per read unit that has rows in the split; float64, NaN = missing
+        shards-XXXXXXXX/sample.parquet            the transformed row sample of the train split
+
+Shards are the one hand-over from Ray Data to every trainer: a worker opens the exact row range of its rank. Two runs that write
+the same KEY at once write two shard folders; the manifest that is written last wins, and both are whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.read import Block
+from pipelines.data.source import Unit
+from pipelines.data.split import SPLITS
+from pipelines.features.preprocessor import Preprocessor
+from pipelines.features.transform import Feature
+from pipelines.storage import Folder
+from pipelines.tasks import Task
+
+TARGET: Final = "__target__"
+ROW_GROUP: Final = 65_536
+
+
+class Shard(NamedTuple):
+    """One Parquet file of a split."""
+
+    file: str
+    rows: int
+
+
+class Range(NamedTuple):
+    """Rows `start` to `stop` (exclusive) of one shard."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of all splits; a plain value that goes to the workers."""
+
+    folder: Folder
+    features: list[Feature]
+    splits: dict[str, list[Shard]]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        return {split: sum(shard.rows for shard in shards) for split, shards in self.splits.items()}
+
+    def ranges(self, split: str, rank: int, size: int) -> list[Range]:
+        """The part of a split that a rank reads: consecutive rows, every row in exactly one rank, sizes differ by at most one."""
+        rows = self.rows[split]
+        first, last = rank * rows // size, (rank + 1) * rows // size
+        ranges, position = [], 0
+        for shard in self.splits[split]:
+            start, stop = max(first - position, 0), min(last - position, shard.rows)
+            if start < stop:
+                ranges.append(Range(shard.file, start, stop))
+            position += shard.rows
+        return ranges
+
+    def read(self, range: Range) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]]:
+        """Yield (matrix (rows, features), target (rows,)) in row order, at most a row group at a time."""
+        with pq.ParquetFile(f"{self.folder.path}/{range.file}", filesystem=self.folder.filesystem) as file:
+            position = 0
+            for group in range_of(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                start, stop = max(range.start - position, 0), min(range.stop - position, rows)
+                if start < stop:
+                    yield to_matrix(file.read_row_group(group, use_threads=False).slice(start, stop - start))
+                position += rows
+
+    def sample(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The matrix of the row sample: at most 200,000 rows of the train split."""
+        table = pq.read_table(f"{self.folder.path}/sample.parquet", filesystem=self.folder.filesystem)
+        return to_matrix(table)[0]
+
+
+range_of = range  # `range` is a word of this module
+
+
+def to_matrix(table: pa.Table) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Split a shard's table into matrix and target."""
+    columns = [table.column(i).to_numpy() for i in range_of(table.num_columns)]
+    matrix = np.empty((table.num_rows, table.num_columns - 1), np.float64)
+    for i, column in enumerate(columns[:-1]):
+        matrix[:, i] = column
+    return matrix, columns[-1]
+
+
+def to_table(columns: list[np.ndarray[Any, np.dtype[np.float64]]], target: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Table:
+    """A shard's table: f0, f1, ... (a feature's name may be anything) and the target last."""
+    return pa.table({**{f"f{i}": column for i, column in enumerate(columns)}, TARGET: target})
+
+
+class Written(NamedTuple):
+    """What writing one unit yielded."""
+
+    shards: dict[str, Shard]
+
+
+@dataclass(frozen=True)
+class WriteShards:
+    """Transform the rows of a unit and write them, each split to its shard."""
+
+    folder: Folder
+    preprocessor: Preprocessor
+    task: Task
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[str, Shard]:
+        writers: dict[int, pq.ParquetWriter] = {}
+        rows: dict[int, int] = {}
+        try:
+            for block in blocks:
+                columns = self.preprocessor.transform(block.table)
+                target = self.task.encode(block.table[self.task.target])
+                for code in np.unique(block.split).tolist():
+                    mask = block.split == code
+                    part = to_table(columns, target) if mask.all() else to_table([c[mask] for c in columns], target[mask])
+                    if code not in writers:
+                        writers[code] = self._writer(code, unit, part.schema)
+                    writers[code].write_table(part, row_group_size=ROW_GROUP)
+                    rows[code] = rows.get(code, 0) + part.num_rows
+        finally:
+            for writer in writers.values():
+                writer.close()
+        return {SPLITS[code]: Shard(f"{SPLITS[code]}/{unit.index:05d}.parquet", rows[code]) for code in writers}
+
+    def _writer(self, code: int, unit: Unit, schema: pa.Schema) -> pq.ParquetWriter:
+        categorical = [f"f{i}" for i, feature in enumerate(self.preprocessor.features) if feature.kind == "categorical"]
+        return pq.ParquetWriter(
+            f"{self.folder.path}/{SPLITS[code]}/{unit.index:05d}.parquet",
+            schema,
+            filesystem=self.folder.filesystem,
+            compression="lz4",
+            use_dictionary=[*categorical, TARGET],
+            write_statistics=False,
+        )

@@ -1,0 +1,242 @@
+"""Reading a source: from units to blocks of canonical rows, each with its identity and split, streamed by Ray Data.
+
+`Reader` is the whole way from a file to a block: read the needed columns, bring them to their canonical types, derive, filter,
+split. It is a plain value, sent to wherever a unit is read. `stream` runs a function over all units as a Ray Dataset.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.formats import Format
+from pipelines.data.source import Source, Unit, explained
+from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values
+from pipelines.errors import DataError, UserError
+from pipelines.expressions import Derivation, Predicate
+from pipelines.schema import ARROW, Schema, cast
+from pipelines.spec import DataSpec
+from pipelines.storage import one_line
+
+BLOCK_BYTES = 16 << 20
+TASK_BYTES = 64 << 20
+MIN_TASK_BYTES = 4 << 20
+MAX_TASKS = 2000
+
+
+@dataclass
+class Counts:
+    """What a read saw: rows and bytes of the files, and the rows that were left out, by reason."""
+
+    rows: int = 0
+    bytes: int = 0
+    chunks: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, rows: int) -> None:
+        if rows:
+            self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+    def add(self, other: Counts) -> None:
+        self.rows += other.rows
+        self.bytes += other.bytes
+        self.chunks += other.chunks
+        for reason, rows in other.dropped.items():
+            self.drop(reason, rows)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one unit. `identity` and `split` have one entry per row of `table`."""
+
+    table: pa.Table
+    identity: Hashes
+    split: np.ndarray[tuple[int], np.dtype[np.int8]]
+
+    def take(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Block:
+        """The rows where the mask is true."""
+        return Block(self.table.filter(pa.array(mask)), self.identity[mask], self.split[mask])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the units of one source become blocks with `columns`, in Schema order."""
+
+    format: Format
+    first_path: str
+    """The file that the Schema's types come from, for messages."""
+    own_splits: frozenset[str]
+    """The splits that have files of their own."""
+    raw: Schema
+    """The columns as the files have them."""
+    schema: Schema
+    """The same with the derived ones."""
+    data: DataSpec
+    columns: tuple[str, ...]
+    target: str | None
+    """Rows where it is null are left out; None: every row is kept and `where` does not act."""
+
+    @classmethod
+    def of(cls, source: Source, raw: Schema, data: DataSpec, columns: set[str], target: str | None) -> Reader:
+        schema = Derivation(expressions=data.derive).extend(raw)
+        ordered = tuple(name for name in schema.names if name in columns)
+        return cls(source.format, source.files[0].path, frozenset(source.splits), raw, schema, data, ordered, target)
+
+    def only(self, columns: set[str]) -> Reader:
+        """The same rows with other columns."""
+        return replace(self, columns=tuple(name for name in self.schema.names if name in columns))
+
+    @property
+    def file_columns(self) -> list[str]:
+        """The columns that are read from the files."""
+        wanted = set(self.columns) | set(self.data.key)
+        if self.target is not None:
+            wanted |= {self.target} | (Predicate(sql=self.data.where).columns if self.data.where else set())
+        if self.data.split.column is not None and self.target is not None:
+            wanted.add(self.data.split.column)
+        needed = self._derivation.needs(wanted)
+        return [name for name in self.raw.names if name in needed]
+
+    @property
+    def block_rows(self) -> int:
+        """A function of the Schema alone: block borders must not depend on the machine."""
+        return int(np.clip(BLOCK_BYTES // (12 * max(1, len(self.raw.columns))), 1024, 131072))
+
+    @property
+    def _derivation(self) -> Derivation:
+        return Derivation(expressions=self.data.derive)
+
+    def blocks(self, unit: Unit, counts: Counts) -> Iterator[Block]:
+        """Yield the rows of a unit in file order; `counts` is added to as they come."""
+        names = self.file_columns
+        types = {name: ARROW[self.raw[name].type] for name in names}
+        lenient = self.data.on_error == "null"
+        form, file = self.format, unit.file
+        derivation = self._derivation.select(set(self.columns) | self._filter_columns())
+        predicate = Predicate(sql=self.data.where) if self.data.where and self.target is not None else None
+        row = unit.piece.first_row
+        with explained(file):
+            counts.bytes += form.chunk_bytes(file.filesystem, file.path, unit.piece, names)
+            counts.chunks += len(names) * max(1, len(unit.piece.groups))
+            for table in form.read(file.filesystem, file.path, unit.piece, types, self.block_rows, lenient):
+                rows = table.num_rows
+                counts.rows += rows
+                table = derivation.apply(self._canonical(table, unit, row, lenient))
+                identity = self._identity(table, unit, row)
+                row += rows
+                kept = self._filter(table, predicate, counts)
+                if kept is not None:
+                    table, identity = table.filter(kept), identity[kept.to_numpy(zero_copy_only=False)]
+                yield Block(table.select(self.columns), identity, self._split(table, identity, unit))
+
+    def _filter_columns(self) -> set[str]:
+        if self.target is None:
+            return set()
+        split = {self.data.split.column} if self.data.split.column is not None else set()
+        return {self.target} | split | (Predicate(sql=self.data.where).columns if self.data.where else set())
+
+    def _canonical(self, table: pa.Table, unit: Unit, row: int, lenient: bool) -> pa.Table:
+        columns = {}
+        for name in self.file_columns:
+            column = self.raw[name]
+            if name not in table.column_names:
+                if not lenient and not (self.target is None and column.nullable):
+                    raise DataError(
+                        f"{unit.file.path}: column '{name}' is missing, which {self.first_path} has; "
+                        "add it, drop it under features.drop, or set data.on_error: null"
+                    )
+                columns[name] = pa.chunked_array([pa.nulls(table.num_rows, ARROW[column.type])])
+                continue
+            try:
+                columns[name] = cast(table[name], column.type, lenient=lenient)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{unit.file.path}: column '{name}' from row {row} on is {table[name].type} ({one_line(error)}); "
+                    f"expected {column.type} as in {self.first_path}; write the files alike, or set data.on_error: null"
+                ) from error
+        return pa.table(columns) if columns else table.select([])
+
+    def _identity(self, table: pa.Table, unit: Unit, row: int) -> Hashes:
+        if self.data.key:
+            return identity_of_values([table[name] for name in self.data.key])
+        return identity_of_rows(unit.file.name_hash, row, table.num_rows)
+
+    def _filter(self, table: pa.Table, predicate: Predicate | None, counts: Counts) -> pa.ChunkedArray | None:
+        if self.target is None:
+            return None
+        kept = pc.is_valid(table[self.target])
+        if pa.types.is_floating(table[self.target].type):
+            kept = pc.and_(kept, pc.invert(pc.fill_null(pc.is_nan(table[self.target]), True)))
+        if predicate is not None:
+            where = predicate.mask(table)
+            counts.drop("where", table.num_rows - (pc.sum(where).as_py() or 0))
+            counts.drop("target is null", (pc.sum(where).as_py() or 0) - (pc.sum(pc.and_(where, kept)).as_py() or 0))
+            kept = pc.and_(where, kept)
+        else:
+            counts.drop("target is null", table.num_rows - (pc.sum(kept).as_py() or 0))
+        return None if pc.all(kept).as_py() else kept
+
+    def _split(self, table: pa.Table, identity: Hashes, unit: Unit) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+        if self.target is None:
+            return np.zeros(len(identity), np.int8)
+        spec = self.data.split
+        values = table[spec.column] if spec.column is not None else None
+        return assign(spec, identity, values, self.own_splits, unit.file.split)
+
+
+Each = Callable[[Unit, Iterator[Block]], Any]
+
+
+def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, Any, Counts]]:
+    """Run `each(unit, blocks)` for every unit on the cluster; yield its results, with what was read, as they arrive, in no order.
+
+    Each unit's result must be small; the rows themselves stay where they are read. Reading and `each` are one Ray Data operator.
+    Raises the `UserError` that a task met.
+    """
+    import ray.data
+
+    from pipelines.data.dataset import UnitDatasource
+
+    slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    tasks = group_units(source.units, slots)
+    dataset = ray.data.read_datasource(UnitDatasource(reader, each, tasks), override_num_blocks=max(1, len(tasks)))
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
+            result, counts = pickle.loads(payload)  # written a moment ago by our own task, never stored
+            if isinstance(result, UserError):
+                raise result
+            yield source.units[index], result, counts
+
+
+def group_units(units: list[Unit], slots: int) -> list[list[Unit]]:
+    """Put neighbouring small units into one task, so that a thousand tiny files are not a thousand tasks.
+
+    Only the cost depends on the grouping: results are per unit.
+    """
+    total = sum(unit.bytes for unit in units)
+    size = max(total // MAX_TASKS, min(TASK_BYTES, max(MIN_TASK_BYTES, total // (4 * slots))))
+    tasks: list[list[Unit]] = []
+    room = 0
+    for unit in units:
+        if not tasks or room < unit.bytes:
+            tasks.append([])
+            room = size
+        tasks[-1].append(unit)
+        room -= unit.bytes
+    return tasks
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The user's error that a remote error was raised from, if there is one."""
+    while error is not None:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, UserError) and cause is None:
+            return error
+        error = cause
+    return None

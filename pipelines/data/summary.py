@@ -1,0 +1,142 @@
+"""The one pass: everything that has to be known about the train rows before they can be transformed.
+
+Each read unit yields one `Summary`; they are folded in source order, never in order of arrival, so the result has the same bits
+on any cluster. The row sample is the rows with the smallest identity hash: at most `SAMPLE_ROWS` of them, all while there are
+fewer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.read import Block, Counts, Reader, stream
+from pipelines.data.source import Source, Unit
+from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, salted
+from pipelines.features.statistics import NumberStatistics, StringStatistics
+from pipelines.progress import Progress
+from pipelines.schema import Column, numbers, texts
+
+SAMPLE_ROWS = 200_000
+MAX_CLASSES = 1000
+
+Statistics = NumberStatistics | StringStatistics
+
+
+@dataclass
+class Summary:
+    """Of some rows of the train split: a state per column, the distinct targets, the row sample; and the rows of each split."""
+
+    columns: dict[str, Statistics]
+    targets: Counter[Any] | None
+    """Distinct target values with their counts; None when there are more than MAX_CLASSES."""
+    rows: dict[str, int]
+    sample: pa.Table | None = None
+    hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
+
+    def merge(self, other: Summary) -> None:
+        """Append the summary of the rows that come after this one's."""
+        for name, statistics in other.columns.items():
+            self.columns[name] = self.columns[name].merge(statistics) if name in self.columns else statistics  # type: ignore[arg-type]
+        self.targets = None if self.targets is None or other.targets is None else _bounded(self.targets + other.targets)
+        for split, rows in other.rows.items():
+            self.rows[split] = self.rows.get(split, 0) + rows
+
+
+@dataclass(frozen=True)
+class Summarise:
+    """Summarise the train rows of a unit."""
+
+    columns: tuple[Column, ...]
+    target: str
+    share: float
+    """Rows whose hash is below this share of all hashes are in the sample."""
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
+        summary = Summary({}, Counter(), {})
+        samples, hashes = [], []
+        for block in blocks:
+            rows = np.bincount(block.split, minlength=len(SPLITS)).tolist()
+            train = block if rows[0] == len(block.split) else block.take(block.split == 0)
+            summary.merge(Summary(
+                {column.name: _statistics(column, train.table[column.name]) for column in self.columns},
+                _distinct(train.table[self.target]),
+                dict(zip(SPLITS, rows, strict=True)),
+            ))
+            hash = salted(train.identity, SAMPLE_SALT)
+            chosen = hash <= np.uint64(self.share * (2**64 - 1))
+            samples.append(train.table.filter(pa.array(chosen)))
+            hashes.append(hash[chosen])
+        if samples:
+            summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
+        return summary
+
+
+def summarise(source: Source, reader: Reader, columns: list[Column], progress: Progress) -> tuple[Summary, Counts]:
+    """Read the needed columns of all rows once and return the summary of the train split, with what was read.
+
+    Its memory on the driver is the states and the sample; the statistics of each column carry the column's values in the sample.
+    """
+    assert reader.target is not None
+    share = min(1.0, 1.05 * SAMPLE_ROWS / max(1, source.rows))
+    total, counts = Summary({}, Counter(), dict.fromkeys(SPLITS, 0)), Counts()
+    waiting: dict[int, Summary] = {}
+    samples: list[Summary] = []
+    with progress.stage("statistics", total=source.rows) as stage:
+        for unit, summary, read in stream(source, reader, Summarise(tuple(columns), reader.target, share)):
+            counts.add(read)
+            stage.advance(read.rows)
+            waiting[unit.index] = summary
+            while len(samples) in waiting:  # fold what is complete, so that only what came early waits in memory
+                samples.append(waiting.pop(len(samples)))
+                total.merge(samples[-1])
+                samples[-1].columns = {}
+    assert not waiting and len(samples) == len(source.units), "a unit was not read"
+    return _with_sample(total, columns, samples), counts
+
+
+def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) -> Summary:
+    tables = [part.sample for part in parts if part.sample is not None]
+    if not tables:
+        return total
+    sample, hashes = pa.concat_tables(tables), np.concatenate([part.hashes for part in parts])
+    if len(hashes) > SAMPLE_ROWS:
+        kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
+        sample, hashes = sample.take(pa.array(kept)), hashes[kept]
+    total.sample, total.hashes = sample.combine_chunks(), hashes
+    for column in columns:
+        values = sample[column.name]
+        statistics = total.columns[column.name]
+        if isinstance(statistics, NumberStatistics):
+            total.columns[column.name] = replace(statistics, sample=numbers(values))
+        else:
+            total.columns[column.name] = replace(statistics, sample=texts(values).to_pylist())
+    return total
+
+
+def is_text(column: Column) -> bool:
+    """Whether the column is seen as text (else as numbers) by statistics and transforms."""
+    return column.kind in ("categorical", "text")
+
+
+def _statistics(column: Column, values: pa.ChunkedArray) -> Statistics:
+    return StringStatistics.of(texts(values)) if is_text(column) else NumberStatistics.of(numbers(values))
+
+
+def _distinct(values: pa.ChunkedArray) -> Counter[Any] | None:
+    if pa.types.is_timestamp(values.type):
+        return None
+    counted = pc.value_counts(values)
+    if len(counted) > MAX_CLASSES:
+        return None
+    return Counter({entry["values"]: entry["counts"] for entry in counted.to_pylist()})
+
+
+def _bounded(counts: Counter[Any]) -> Counter[Any] | None:
+    return None if len(counts) > MAX_CLASSES else counts

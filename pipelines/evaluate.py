@@ -1,0 +1,113 @@
+"""evaluate: the metrics of a run on its own valid and test rows, or on other data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.artifact import Artifact
+from pipelines.data.read import Block, stream
+from pipelines.data.source import Source, Unit
+from pipelines.data.split import SPLITS
+from pipelines.errors import RequirementError, SpecError, did_you_mean
+from pipelines.metrics import Metrics
+from pipelines.progress import SILENT, Progress
+from pipelines.runs import Run
+from pipelines.scoring import loaded, reader_for
+from pipelines.spec import PipelineSpec, SplitSpec
+from pipelines.tasks import Task
+
+States = dict[str, tuple[int, dict[str, np.ndarray[Any, Any]]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics and rows by split; `data` stands for a source of its own."""
+
+    metrics: dict[str, dict[str, float | None]]
+    rows: dict[str, int]
+    seconds: float
+
+
+def evaluate(
+    run: Run, spec: PipelineSpec, *, source: str | list[str] | None = None, progress: Progress = SILENT
+) -> Evaluation:
+    """Score the valid and test rows of the run's own source, or all rows of another one, in one streaming pass.
+
+    The metrics are merged from sums per read unit, in source order. Nothing is written.
+    """
+    started = time.monotonic()
+    artifact = Artifact.load(run.artifact)
+    data = spec.data if source is None else spec.data.model_copy(update={"source": source, "split": SplitSpec()})
+    files = Source.open(data)
+    reader = reader_for(artifact, files, data, target=artifact.task.target, keep=[])
+    each = Score(str(run.artifact), artifact.version, artifact.task.target, whole=source is not None)
+    found: dict[int, States] = {}
+    with progress.stage("evaluate", total=files.rows) as stage:
+        for unit, states, read in stream(files, reader, each):
+            found[unit.index] = states
+            stage.advance(read.rows)
+    return _merged(artifact.task, found, time.monotonic() - started)
+
+
+def _merged(task: Task, found: dict[int, States], seconds: float) -> Evaluation:
+    by_split: dict[str, list[tuple[int, dict[str, np.ndarray[Any, Any]]]]] = {}
+    for index in sorted(found):
+        for split, state in found[index].items():
+            by_split.setdefault(split, []).append(state)
+    metrics = {split: Metrics.merge(task, [state for _, state in states]).result() for split, states in by_split.items()}
+    return Evaluation(metrics, {split: sum(rows for rows, _ in states) for split, states in by_split.items()}, seconds)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The metric states of one unit, by split."""
+
+    artifact: str
+    version: str
+    target: str
+    whole: bool
+    """Score every row, as `data`; else the valid and the test rows."""
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> States:
+        artifact = loaded(self.artifact, self.version)
+        metrics: dict[str, Metrics] = {}
+        rows: dict[str, int] = {}
+        for block in blocks:
+            for split, part in self._parts(block):
+                scores = artifact.scores(part.table)
+                metrics.setdefault(split, Metrics(artifact.task)).add(artifact.task.encode(part.table[self.target]), scores)
+                rows[split] = rows.get(split, 0) + part.table.num_rows
+        return {split: (rows[split], metrics[split].state()) for split in metrics}
+
+    def _parts(self, block: Block) -> Iterator[tuple[str, Block]]:
+        if self.whole:
+            yield "data", block
+            return
+        for code in (1, 2):
+            mask = block.split == code
+            if mask.any():
+                yield SPLITS[code], block.take(mask)
+
+
+def check_requirements(spec: PipelineSpec, task: Task) -> None:
+    """Raise `SpecError` for a required metric that the task does not have."""
+    for name in spec.evaluate.require:
+        if name not in task.metric_names:
+            raise SpecError(f"evaluate.require: '{name}' is no metric of a {task.type} task{did_you_mean(name, task.metric_names)}")
+
+
+def require(spec: PipelineSpec, task: Task, metrics: dict[str, dict[str, float | None]]) -> None:
+    """Raise `RequirementError` when a metric on the test split (else valid) misses what the Spec requires."""
+    split = "test" if "test" in metrics else "valid"
+    for name, bound in spec.evaluate.require.items():
+        value = metrics.get(split, {}).get(name)
+        higher = task.higher_is_better(name)
+        if value is None or (value < bound if higher else value > bound):
+            found = "undefined" if value is None else f"{value:.6g}"
+            raise RequirementError(f"{split} {name} is {found}; evaluate.require wants at {'least' if higher else 'most'} {bound:g}")
+

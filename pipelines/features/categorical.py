@@ -1,0 +1,175 @@
+"""Transforms of texts: to codes by frequency, to codes by hash, to one 0/1 feature per category.
+
+The block path looks at each distinct text of a block once; what a text becomes is decided by the one function `code`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Annotated, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.spec import Frozen
+
+
+@dataclass(frozen=True)
+class Coding(Transform):
+    """From a text to one integer; missing stays missing."""
+
+    takes: ClassVar[frozenset[Form]] = TEXT
+
+    @property
+    @abstractmethod
+    def cardinality(self) -> int:
+        """How many codes there are."""
+
+    @abstractmethod
+    def code(self, text: str) -> float:
+        """The code of a text."""
+
+    @classmethod
+    def gives(cls, params: Frozen, form: Form) -> Form:
+        return "code"
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=feature.name, kind="categorical", cardinality=self.cardinality)]
+
+    def block(self, values: pa.Array) -> list[Values]:
+        return [codes_of(values, self.code)]
+
+    def row(self, value: str | None) -> list[float]:
+        return [math.nan if value is None else self.code(value)]
+
+    def push(self, statistics: StringStatistics) -> list[Statistics]:
+        if statistics.dropped_max:
+            return super().push(statistics)
+        codes = np.array([*map(self.code, statistics.counts), math.nan])
+        times = np.array([*statistics.counts.values(), statistics.missing], np.int64)
+        sample = codes_of(pa.array(statistics.sample, pa.large_string()), self.code)
+        return [replace(NumberStatistics.of(codes, times), sample=sample)]
+
+
+class IndexParams(Frozen):
+    """Which categories have a code of their own."""
+
+    min_count: Annotated[int, Field(ge=1)] = 1
+    """Categories in fewer train rows than this are treated as unknown."""
+
+
+@dataclass(frozen=True)
+class Index(Coding):
+    """Codes by descending frequency, ties by text; what training has not seen gets the last code, its own."""
+
+    Params: ClassVar[type[Frozen]] = IndexParams
+
+    categories: list[str]
+
+    @classmethod
+    def fit(cls, params: IndexParams, statistics: StringStatistics) -> Index:
+        return cls([text for text, times in statistics.ranked() if times >= params.min_count])
+
+    @property
+    def cardinality(self) -> int:
+        return len(self.categories) + 1
+
+    def code(self, text: str) -> float:
+        return self._codes.get(text, self._unknown)
+
+    @cached_property
+    def _codes(self) -> dict[str, float]:
+        return {text: float(i) for i, text in enumerate(self.categories)}
+
+    @cached_property
+    def _unknown(self) -> float:
+        return float(len(self.categories))
+
+
+class HashParams(Frozen):
+    """How many codes there are."""
+
+    buckets: Annotated[int, Field(ge=2, le=2**24)] = 1024
+    """Texts share codes; about buckets / 2 categories keep most of them apart."""
+
+
+@dataclass(frozen=True)
+class Hash(Coding):
+    """A code from the text alone: nothing is learned, so any number of categories is possible."""
+
+    Params: ClassVar[type[Frozen]] = HashParams
+
+    buckets: int
+
+    @classmethod
+    def fit(cls, params: HashParams, statistics: StringStatistics) -> Hash:
+        return cls(params.buckets)
+
+    @property
+    def cardinality(self) -> int:
+        return self.buckets
+
+    def code(self, text: str) -> float:
+        """Stored Artifacts rely on these values; a test pins them."""
+        return float(
+            int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") % self.buckets
+        )
+
+
+class OneHotParams(Frozen):
+    """Which categories become features."""
+
+    max_categories: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """The most frequent ones, ties by text."""
+
+
+@dataclass(frozen=True)
+class OneHot(Transform):
+    """A feature NAME__CATEGORY, 0 or 1, for each category; an unknown or missing text is 0 in all of them."""
+
+    Params: ClassVar[type[Frozen]] = OneHotParams
+    takes: ClassVar[frozenset[Form]] = TEXT
+
+    categories: list[str]
+
+    @classmethod
+    def gives(cls, params: OneHotParams, form: Form) -> Form:
+        return "boolean"
+
+    @classmethod
+    def fit(cls, params: OneHotParams, statistics: StringStatistics) -> OneHot:
+        return cls([text for text, _ in statistics.ranked()[: params.max_categories]])
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=f"{feature.name}__{text}", kind="boolean") for text in self.categories]
+
+    def block(self, values: pa.Array) -> list[Values]:
+        places = codes_of(values, lambda text: self._places.get(text, math.nan))
+        return [(places == place).astype(np.float64) for place in range(len(self.categories))]
+
+    def row(self, value: str | None) -> list[float]:
+        answer = [0.0] * len(self.categories)
+        if value in self._places:
+            answer[self._places[value]] = 1.0
+        return answer
+
+    @cached_property
+    def _places(self) -> dict[str | None, int]:
+        return {text: place for place, text in enumerate(self.categories)}
+
+
+def codes_of(values: pa.Array, code: Callable[[str], float]) -> Numbers:
+    """Apply a function of one text to a block, once per distinct text; missing is NaN."""
+    encoded = values.dictionary_encode()
+    table = np.array([*map(code, encoded.dictionary.to_pylist()), math.nan])
+    indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+    codes: Numbers = table[indices]
+    return codes

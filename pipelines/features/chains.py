@@ -1,0 +1,133 @@
+"""Which steps does each column go through, and can they be applied to it? Answered before any data is read.
+
+A chain is a list of steps, or a list of such lists that run side by side on the same column. A step is applied to each output of
+the step before it that it takes; the others (an indicator of missing values, say) go past it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import SpecError, did_you_mean
+from pipelines.explain import FieldError, Path, checked, dotted, shown
+from pipelines.features.transform import TEXT, Feature, Form, Transform
+from pipelines.registry import TRANSFORMS, load
+from pipelines.schema import Column
+from pipelines.spec import Chain, FeaturesSpec, Frozen, Kind, Step
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a chain, its name looked up and its parameters checked."""
+
+    name: str
+    transform: type[Transform]
+    params: Frozen
+
+
+def plan(
+    columns: Sequence[Column], features: FeaturesSpec, defaults: Mapping[Kind, Chain], exclude: Collection[str]
+) -> dict[str, Chain]:
+    """Return the chain of each column that becomes features, in the columns' order.
+
+    A column's own chain wins over its kind's, and the Spec over `defaults` (those of the model family). A column of a kind that
+    neither names is left out. Raises `SpecError` for a column or step that does not exist, for wrong parameters, and for a
+    step that cannot take what it would be given.
+    """
+    _check_names(columns, features, exclude)
+    chains: dict[str, Chain] = {}
+    for column in columns:
+        if column.name in exclude or column.name in features.drop:
+            continue
+        own, of_kind = features.columns.get(column.name), getattr(features, column.kind)
+        path: Path = ("features", column.kind) if own is None else ("features", "columns", column.name)
+        chain = next((chain for chain in (own, of_kind, defaults.get(column.kind)) if chain is not None), None)
+        if chain is not None:
+            for branch in parsed(chain, path):
+                _check(branch, column, path)
+            chains[column.name] = chain
+    return chains
+
+
+def parsed(chain: Chain, path: Path) -> list[list[PlannedStep]]:
+    """Return the chain as branches of looked-up steps; a plain list is one branch."""
+    branches: list[list[Step]] = chain if chain and isinstance(chain[0], list) else [chain]  # type: ignore[list-item]
+    return [[_parsed_step(step, path) for step in branch] for branch in branches]
+
+
+def transform_class(name: str, where: str) -> type[Transform]:
+    """Return the registered or named class."""
+    found: Any = load(TRANSFORMS, name, where)
+    if not (isinstance(found, type) and issubclass(found, Transform)):
+        raise SpecError(f"{where} '{name}' is no subclass of pipelines.features.transform:Transform")
+    return found
+
+
+def _check_names(columns: Sequence[Column], features: FeaturesSpec, exclude: Collection[str]) -> None:
+    names = [column.name for column in columns]
+    for section, given in (("drop", features.drop), ("columns", features.columns)):
+        for name in given:
+            if name not in names:
+                raise FieldError.at(("features", section), f": there is no column '{name}'{did_you_mean(name, names)}")
+    for name in features.columns:
+        path: Path = ("features", "columns", name)
+        if name in features.drop:
+            raise FieldError.at(path, f": column '{name}' is also in features.drop; take it out of one of them")
+        if name in exclude:
+            raise FieldError.at(path, f": column '{name}' is the target or a key and no feature; take its chain out")
+
+
+def _parsed_step(step: Step, path: Path) -> PlannedStep:
+    if isinstance(step, str):
+        name, params = step, None
+    elif len(step) == 1:
+        [(name, params)] = step.items()
+    else:
+        raise FieldError.at(path, f": found {shown(step)}, expected one step: a name or {{name: {{parameter: value}}}}")
+    transform = transform_class(name, f"{dotted(path)}: step")
+    return PlannedStep(name, transform, checked(transform.Params, params or {}, (*path, name)))
+
+
+def _check(branch: list[PlannedStep], column: Column, path: Path) -> None:
+    """Follow the form of the main output through the chain."""
+    form, before = Feature(name=column.name, kind=column.kind).form, None
+    for step in branch:
+        if form not in step.transform.takes:
+            raise FieldError.at(path, f": {_refusal(step, form, before, column)}")
+        try:
+            form = step.transform.gives(step.params, form)
+        except SpecError as error:
+            raise FieldError.at(path, f": step '{step.name}' on column '{column.name}' ({column.kind}) {error}") from None
+        before = step.name
+    if form in TEXT:
+        raise FieldError.at(path, f": the chain of column '{column.name}' ends with text; add 'index', 'hash' or 'onehot'")
+
+
+def _refusal(step: PlannedStep, form: Form, before: str | None, column: Column) -> str:
+    takes = step.transform.takes
+    wanted = " or ".join(word for word, forms in WORDS.items() if takes & forms)
+    found = f"column '{column.name}' is {column.kind}" if before is None else f"'{before}' before it gives {_word(form)}"
+    out = f"take '{step.name}' out"
+    if form in TEXT and "code" in takes:
+        remedy = f"put 'index' before it or {out}"
+    elif form == "datetime" and "numeric" in takes:
+        remedy = f"put 'elapsed' or 'parts' before it or {out}"
+    elif before is None and "categorical" in takes:
+        remedy = f"set data.kinds.{column.name}: categorical or {out}"
+    else:
+        remedy = out
+    return f"step '{step.name}' takes {wanted}, but {found}; {remedy}"
+
+
+WORDS: dict[str, frozenset[Form]] = {
+    "numbers": frozenset({"numeric", "boolean"}),
+    "codes": frozenset({"code"}),
+    "dates": frozenset({"datetime"}),
+    "text": TEXT,
+}
+
+
+def _word(form: Form) -> str:
+    return next(word for word, forms in WORDS.items() if form in forms)

@@ -1,0 +1,140 @@
+"""Transforms of numbers: fill what is missing, bring to one scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import model_validator
+
+from pipelines.errors import DataError, SpecError
+from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.spec import Frozen
+
+
+class ImputeParams(Frozen):
+    """What to put where a value is missing."""
+
+    strategy: Literal["mean", "median", "constant"] | None = None
+    """Of the train split; default: constant where there is a value, else mean. The median is that of the row sample."""
+    value: bool | float | str | None = None
+    """The constant; a text for a column of texts."""
+    indicator: bool = False
+    """Whether to add a feature NAME__missing, 1 where the value was missing."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImputeParams:
+        if self.strategy == "constant" and self.value is None:
+            raise ValueError("strategy: constant needs 'value'")
+        if self.strategy in ("mean", "median") and self.value is not None:
+            raise ValueError(f"'value' goes with strategy: constant, not with {self.strategy}")
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            raise ValueError(f"'value' is {self.value}; expected a finite number")
+        return self
+
+
+@dataclass(frozen=True)
+class Impute(Transform):
+    """Fill missing values of numbers or texts; infinities stay. A column without any value is filled with 0."""
+
+    Params: ClassVar[type[Frozen]] = ImputeParams
+    takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "boolean", "datetime", *TEXT})
+
+    fill: float | str
+    indicator: bool
+
+    @classmethod
+    def gives(cls, params: ImputeParams, form: Form) -> Form:
+        if form in TEXT and not isinstance(params.value, str):
+            raise SpecError("fills texts with a text; write {impute: {value: unknown}}")
+        if form not in TEXT and isinstance(params.value, str):
+            raise SpecError(f"fills numbers with a number, found '{params.value}'; write {{impute: {{value: 0}}}}")
+        return form
+
+    @classmethod
+    def fit(cls, params: ImputeParams, statistics: Statistics) -> Impute:
+        if isinstance(params.value, str):
+            return cls(params.value, params.indicator)
+        assert isinstance(statistics, NumberStatistics)
+        if params.value is not None:
+            return cls(float(params.value), params.indicator)
+        fill = statistics.quantile(0.5) if params.strategy == "median" else statistics.mean
+        return cls(_finite(fill if statistics.finite else 0.0), params.indicator)
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        added = [Feature(name=f"{feature.name}__missing", kind="boolean")]
+        return [feature, *added] if self.indicator else [feature]
+
+    def block(self, values: Values) -> list[Values]:
+        if isinstance(values, np.ndarray):
+            missing = np.isnan(values)
+            filled = np.where(missing, self.fill, values)
+        else:
+            missing = values.is_null().to_numpy(zero_copy_only=False)
+            filled = pc.fill_null(values, self.fill)
+        return [filled, missing.astype(np.float64)] if self.indicator else [filled]
+
+    def row(self, value: float | str | None) -> list[Any]:
+        missing = value is None or value != value
+        filled = self.fill if missing else value
+        return [filled, 1.0 if missing else 0.0] if self.indicator else [filled]
+
+    def push(self, statistics: NumberStatistics | StringStatistics) -> list[Statistics]:
+        filled = statistics.filled(self.fill)  # type: ignore[arg-type]
+        missing = np.array([0.0, 1.0])
+        indicator = NumberStatistics.of(missing, np.array([statistics.count - statistics.missing, statistics.missing]))
+        return [filled, indicator] if self.indicator else [filled]
+
+
+class ScaleParams(Frozen):
+    """How to bring numbers to one scale."""
+
+    method: Literal["standard", "minmax"] = "standard"
+    """standard: mean 0, variance 1; minmax: from 0 to 1 in the train split."""
+
+
+@dataclass(frozen=True)
+class Scale(Transform):
+    """(value - center) / scale. Missing stays missing, an infinity infinite; a constant column becomes 0."""
+
+    Params: ClassVar[type[Frozen]] = ScaleParams
+    takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "code"})
+
+    center: float
+    scale: float
+
+    @classmethod
+    def gives(cls, params: ScaleParams, form: Form) -> Form:
+        return "numeric"
+
+    @classmethod
+    def fit(cls, params: ScaleParams, statistics: NumberStatistics) -> Scale:
+        if not statistics.finite:
+            return cls(0.0, 1.0)
+        low, high = statistics.minimum, statistics.maximum
+        if low == high:  # the variance of equal values is rounding, not always 0
+            return cls(low, 1.0)
+        center, scale = (statistics.mean, statistics.std) if params.method == "standard" else (low, high - low)
+        return cls(_finite(center), _finite(scale) or 1.0)
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=feature.name, kind="numeric")]
+
+    def block(self, values: Numbers) -> list[Values]:
+        return [(values - self.center) / self.scale]
+
+    def row(self, value: float) -> list[float]:
+        return [(value - self.center) / self.scale]
+
+    def push(self, statistics: NumberStatistics) -> list[Statistics]:
+        return [statistics.scaled(self.center, self.scale)]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise DataError("the values are too large to take their mean or variance; correct the column or drop it")
+    return value

@@ -1,0 +1,103 @@
+"""What one fitted step from a column's values to features is: the contract of every transform.
+
+A transform is a frozen dataclass whose fields are its fitted state, in JSON's types. It sees a column in one of two ways, and
+answers both with the same bits:
+
+    block   numbers as float64 (NaN = missing; booleans 0 and 1, timestamps microseconds since 1970), texts as Arrow large_string
+    row     one float (NaN = missing), or one `str | None`
+
+So the row path may use + - * / and comparisons of Python floats, exact integers and dictionaries; anything else has to call the
+same numpy function as the block path on an array of length 1, because numpy and `math` differ in the last bit.
+
+The methods take as many columns as the step reads, mostly one; a step that reads a group, or the row's fold besides, has more
+parameters and nothing else changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
+
+import pyarrow as pa
+
+from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.spec import Frozen, Kind
+
+Values: TypeAlias = Numbers | pa.Array
+Value: TypeAlias = float | str | None
+
+Form = Literal["numeric", "boolean", "datetime", "categorical", "text", "code"]
+TEXT: Final[frozenset[Form]] = frozenset({"categorical", "text"})
+"""The forms that are texts; the others are numbers."""
+
+
+class Feature(Frozen):
+    """A column as it enters or leaves a transform, or reaches the model."""
+
+    name: str
+    kind: Kind
+    """Of the model's features: numeric or categorical. Between steps also what else a column can be."""
+    cardinality: int | None = None
+    """Set for codes: integers as float64 from 0 to below it, NaN = missing; their kind is categorical."""
+
+    @property
+    def form(self) -> Form:
+        """What a step gets to see: the kind, or `code` once texts have become codes."""
+        return self.kind if self.cardinality is None else "code"
+
+
+@dataclass(frozen=True)
+class Transform(ABC):
+    """One fitted, pure step."""
+
+    Params: ClassVar[type[Frozen]]
+    """The step's parameters in the Spec."""
+    takes: ClassVar[frozenset[Form]]
+    """What it can be applied to; other outputs of the step before it go past it unchanged."""
+
+    @classmethod
+    @abstractmethod
+    def gives(cls, params: Any, form: Form) -> Form:
+        """Return the form of the main output for an input that it takes; `SpecError` when `params` do not suit that input."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, params: Any, *statistics: Any, **more: Any) -> Self:
+        """Fit to the statistics of each column it reads; `DataError` when they do not allow it."""
+
+    @abstractmethod
+    def outputs(self, *features: Any, **more: Any) -> list[Feature]:
+        """Name and describe the outputs, given the inputs."""
+
+    @abstractmethod
+    def block(self, *values: Any, **more: Any) -> list[Values]:
+        """Apply to a block."""
+
+    @abstractmethod
+    def row(self, *values: Any, **more: Any) -> list[Any]:
+        """Apply to one row; a list of `Value`."""
+
+    def push(self, *statistics: Any, **more: Any) -> list[Statistics]:
+        """Return the outputs' statistics for the step behind it: those of the row sample, or better where they follow exactly."""
+        return [described(values) for values in self.block(*map(sampled, statistics))]
+
+    def state(self) -> dict[str, Any]:
+        """The fitted state as plain JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        return cls(**state)
+
+
+def sampled(statistics: Statistics) -> Values:
+    """The row sample of a column, as a block."""
+    return pa.array(statistics.sample, pa.large_string()) if isinstance(statistics, StringStatistics) else statistics.sample
+
+
+def described(values: Values) -> Statistics:
+    """The statistics of a block that is itself the row sample."""
+    if isinstance(values, pa.Array):
+        return replace(StringStatistics.of(values), sample=values.to_pylist())
+    return replace(NumberStatistics.of(values), sample=values)

@@ -1,0 +1,261 @@
+"""How good are raw scores? The metrics of a task, from small states that can be merged.
+
+Every worker and every read unit adds its rows to a `Metrics` of its own; only states travel, and merging them in source
+order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae and r2 are exact. auc and
+average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else within 1e-4.
+
+A metric that the rows do not define (auc where a class is missing, r2 of a constant, anything of no rows or of NaN scores)
+is None, which JSON can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from pipelines.tasks import Array, Task, TaskType, log_softmax
+
+State = dict[str, Array]
+
+BINS: Final = 20_480
+"""The most bins that a histogram travels with, in 10 to 16 bytes each; 2 / BINS bounds the error of auc."""
+PENDING_BYTES: Final = 2**24
+PENDING_PARTS: Final = 64
+"""What is collected before it is put together: grouping seldom is fast and keeps the error small."""
+LEAST: Final = float(np.finfo(np.float64).eps)
+"""A probability below this counts as this in logloss, as in scikit-learn, so that one sure mistake is not infinite."""
+
+
+class Metrics:
+    """The metrics of the rows added so far."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._parts = [SUMS[task.type](task, np.empty(0), np.empty((0, task.outputs) if task.type == "multiclass" else 0))]
+        self._bytes = 0
+
+    def add(self, target: Array, raw: Array) -> None:
+        """Add rows: the encoded target, without missing values, and the model's raw scores."""
+        if len(target):
+            self._append(SUMS[self._task.type](self._task, np.asarray(target, np.float64), np.asarray(raw, np.float64)))
+
+    def state(self) -> State:
+        """What travels: at most about 300 KB, and less for fewer rows. States are put together by `merge`, not by adding arrays."""
+        self._put_together()
+        return self._parts[0]
+
+    @classmethod
+    def merge(cls, task: Task, states: Iterable[State]) -> Metrics:
+        """Return the metrics of all rows together; floats are added up in the order given."""
+        metrics = cls(task)
+        for state in states:
+            metrics._append(state)
+        return metrics
+
+    def result(self) -> dict[str, float | None]:
+        """Return each metric of the task, the main one first; None where the rows do not define it."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = RESULTS[self._task.type](_merge(self._parts))
+        return {name: float(found[name]) if np.isfinite(found[name]) else None for name in self._task.metric_names}
+
+    def _append(self, state: State) -> None:
+        self._parts.append(state)
+        self._bytes += sum(array.nbytes for array in state.values())
+        if self._bytes > PENDING_BYTES or len(self._parts) > PENDING_PARTS:
+            self._put_together()
+
+    def _put_together(self) -> None:
+        state = _merge(self._parts)
+        if "scores" in state:
+            state |= ScoreHistogram.from_state(state).grouped().to_state()
+        self._parts, self._bytes = [state], 0
+
+
+def _merge(states: list[State]) -> State:
+    merged: State = {name: np.sum([state[name] for state in states], axis=0) for name in ("sums", "classes") if name in states[0]}
+    if "moments" in states[0]:
+        merged["moments"] = _merge_moments([state["moments"] for state in states])
+    if "scores" in states[0]:
+        merged |= ScoreHistogram.merge(states).to_state()
+    return merged
+
+
+def _binary(task: Task, target: Array, raw: Array) -> State:
+    probability = task.probabilities(raw)
+    positive = target == 1
+    # 1 - p of a sure mistake would have lost its digits.
+    truth = task.probabilities(np.where(positive, raw, -raw))
+    loss = -np.log(np.maximum(truth, LEAST)).sum()
+    correct = np.count_nonzero((probability >= task.threshold) == positive)
+    sums = np.array([len(target), loss, correct, np.square(probability - target).sum()])
+    rows = slice(0 if np.isnan(loss) else None)  # NaN has no place in an order
+    return {"sums": sums} | ScoreHistogram.of(positive[rows], raw[rows]).to_state()
+
+
+def _binary_result(state: State) -> dict[str, float]:
+    rows, loss, correct, squares = state["sums"]
+    known = loss * 0 + 1  # NaN if any score was
+    histogram = ScoreHistogram.from_state(state)
+    return {
+        "auc": histogram.auc * known,
+        "logloss": loss / rows,
+        "accuracy": correct / rows * known,
+        "average_precision": histogram.average_precision * known,
+        "brier": squares / rows,
+    }
+
+
+def _multiclass(task: Task, target: Array, raw: Array) -> State:
+    codes, classes = task.codes(raw), target.astype(np.int64)
+    truth = log_softmax(raw)[np.arange(len(classes)), classes]
+    loss = -np.maximum(truth, np.log(LEAST)).sum()
+    counts = [np.bincount(found, minlength=task.outputs) for found in (classes, codes, classes[codes == classes])]
+    return {"sums": np.array([len(classes), loss]), "classes": np.array(counts)}
+
+
+def _multiclass_result(state: State) -> dict[str, float]:
+    rows, loss = state["sums"]
+    there, named, hits = state["classes"]
+    known = loss * 0 + 1  # NaN if any score was
+    seen = there + named > 0  # a class neither in these rows nor in the answers says nothing about them
+    f1 = 2 * hits[seen] / (there + named)[seen]
+    return {
+        "accuracy": hits.sum() / rows * known,
+        "logloss": loss / rows,
+        "macro_f1": f1.sum() / np.float64(len(f1)) * known,
+    }
+
+
+def _regression(task: Task, target: Array, raw: Array) -> State:
+    error = raw - target
+    moments = np.zeros(3)
+    if len(target):
+        shifted = target - target[0]  # keeps the digits of a target that is large beside its spread
+        mean = shifted.mean()
+        moments = np.array([len(target), target[0] + mean, np.square(shifted - mean).sum()])
+    return {"sums": np.array([np.abs(error).sum(), np.square(error).sum()]), "moments": moments}
+
+
+def _merge_moments(parts: list[Array]) -> Array:
+    """Rows, mean and sum of squared deviations of all parts together (Chan, Golub and LeVeque)."""
+    rows, mean, squares = 0.0, 0.0, 0.0
+    for more, other_mean, other_squares in parts:
+        if more:
+            apart = other_mean - mean
+            total = rows + more
+            squares += other_squares + apart * apart * rows * more / total
+            mean += apart * more / total
+            rows = total
+    return np.array([rows, mean, squares])
+
+
+def _regression_result(state: State) -> dict[str, float]:
+    absolutes, squares = state["sums"]
+    rows, _, spread = state["moments"]
+    return {"rmse": np.sqrt(squares / rows), "mae": absolutes / rows, "r2": 1 - squares / spread if spread else np.nan}
+
+
+SUMS: Final[dict[TaskType, Callable[[Task, Array, Array], State]]] = {
+    "binary": _binary,
+    "multiclass": _multiclass,
+    "regression": _regression,
+}
+RESULTS: Final[dict[TaskType, Callable[[State], dict[str, float]]]] = {
+    "binary": _binary_result,
+    "multiclass": _multiclass_result,
+    "regression": _regression_result,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreHistogram:
+    """How many negatives and positives have which raw score.
+
+    Each distinct score has a bin of its own until there are more than `BINS`; then neighbours are grouped. A group is cut
+    where the rows before it reach the next multiple of 4 / BINS, in shares of all negatives plus shares of all positives, and
+    before any bin that has such a share itself. The shares add up to 2, so either rule cuts at most BINS / 2 times.
+
+    **The error of auc** of grouped scores is below 2 / BINS = 1e-4, whatever their distribution. auc is the share of the pairs
+    (positive, negative) in the right order, a tie being half a pair. Grouping makes ties of the pairs within a group and changes
+    no other, so each of them is wrong by half at most. With a and b the shares of all positives and of all negatives in a group
+    of several bins, the error is at most the sum over groups of a * b / 2 <= (a + b)**2 / 8. The first cut lets a group begin
+    bins over a width of 4 / BINS and the second its last one be no wider, so a + b < 8 / BINS; as all a + b add up to 2, the
+    sum is below (8 / BINS) * 2 / 8. Where a class has fewer than BINS / 4 rows, each of them is a bin by the second rule, and
+    both areas are exact.
+
+    A group stands at its middle score among those of other states, so merging grouped states can also turn pairs around, but
+    only pairs whose groups overlap: a share of 16 / BINS at most. What is found is far smaller in all of this, 1e-6 is usual,
+    for the order within so narrow a group is close to chance, and halves cancel.
+    """
+
+    scores: Array
+    """Ascending."""
+    negatives: Array
+    positives: Array
+
+    @classmethod
+    def of(cls, positive: Array, scores: Array) -> ScoreHistogram:
+        """Count the rows; `positive` says which."""
+        # Polars sorts a million floats in a third of numpy's time.
+        runs = [pl.Series(scores[rows]).sort().to_numpy() for rows in (~positive, positive)]
+        counts = np.repeat(np.array([0, 1]), [len(run) for run in runs])
+        return cls(np.concatenate(runs), 1 - counts, counts)._distinct()
+
+    @classmethod
+    def merge(cls, states: list[State]) -> ScoreHistogram:
+        """Return the histogram of all rows together, not grouped."""
+        parts = [cls.from_state(state) for state in states]
+        if len(parts) == 1:
+            return parts[0]
+        scores, negatives, positives = zip(*((part.scores, part.negatives, part.positives) for part in parts), strict=True)
+        return cls(np.concatenate(scores), np.concatenate(negatives), np.concatenate(positives))._distinct()
+
+    @classmethod
+    def from_state(cls, state: State) -> ScoreHistogram:
+        return cls(state["scores"], state["negatives"].astype(np.int64), state["positives"].astype(np.int64))
+
+    def to_state(self) -> State:
+        """The arrays, counts in the narrowest type that holds them."""
+        narrow = {name: getattr(self, name) for name in ("negatives", "positives")}
+        narrow = {name: counts.astype(np.min_scalar_type(counts.max(initial=0))) for name, counts in narrow.items()}
+        return {"scores": self.scores} | narrow
+
+    @property
+    def auc(self) -> float:
+        """The area under the ROC curve; NaN where a class is missing."""
+        below = np.cumsum(self.negatives) - self.negatives
+        pairs = np.float64(self.positives.sum()) * np.float64(self.negatives.sum())
+        return float((self.positives * (below + self.negatives / 2)).sum() / pairs)
+
+    @property
+    def average_precision(self) -> float:
+        """The mean over the positives of the precision at their score; NaN where there is none."""
+        hits, named = np.cumsum(self.positives[::-1]), np.cumsum((self.positives + self.negatives)[::-1])
+        return float((self.positives[::-1] * (hits / named)).sum() / np.float64(self.positives.sum()))
+
+    def grouped(self) -> ScoreHistogram:
+        """Put neighbours together until at most `BINS` are left."""
+        if len(self.scores) <= BINS:
+            return self
+        share = sum(counts / max(1, counts.sum()) for counts in (self.negatives, self.positives))
+        step = np.floor((np.cumsum(share) - share) * (BINS / 4))
+        first = np.flatnonzero(np.append(True, (step[1:] != step[:-1]) | (share[1:] >= 4 / BINS)))
+        middle = (first + np.append(first[1:], len(share)) - 1) // 2
+        return self._reduced(first, self.scores[middle])
+
+    def _distinct(self) -> ScoreHistogram:
+        """Put the scores in order and equal ones together."""
+        order = np.argsort(self.scores, kind="stable")  # fast on the ascending runs that it is given
+        ordered = ScoreHistogram(self.scores[order], self.negatives[order], self.positives[order])
+        new = np.append(True, ordered.scores[1:] != ordered.scores[:-1])[: len(order)]
+        if new.all():
+            return ordered
+        first = np.flatnonzero(new)
+        return ordered._reduced(first, ordered.scores[first])
+
+    def _reduced(self, first: Array, scores: Array) -> ScoreHistogram:
+        return ScoreHistogram(scores, np.add.reduceat(self.negatives, first), np.add.reduceat(self.positives, first))

@@ -1,0 +1,38 @@
+"""What a family of models is: the contract that trainers, artifacts and the Spec rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from pipelines.spec import Chain, Frozen, Kind
+from pipelines.tasks import Task
+
+if TYPE_CHECKING:  # a serving replica has no training code
+    from pipelines.training.worker import Worker
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Model(Protocol):
+    """One family. A new one is one file with this class and one line in the registry."""
+
+    Params: ClassVar[type[Frozen]]
+    """The section `model.params` of the Spec: names, bounds, defaults."""
+    chains: ClassVar[dict[Kind, Chain]]
+    """The transforms of each kind where the Spec names none; a kind that is absent is left out of the features."""
+
+    @classmethod
+    def fit(cls, params: Any, task: Task, worker: Worker) -> None:
+        """Train; runs on every worker. The result is what rank 0 reports last with `worker.report(..., model=...)`."""
+
+    def predict(self, matrix: Matrix) -> Matrix:
+        """Raw scores: (rows,) for binary and regression, (rows, classes) for multiclass."""
+
+    def save(self, folder: Path) -> None:
+        """Write it as text, JSON, safetensors or ONNX; never a pickle."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self: ...

@@ -1,0 +1,103 @@
+"""predict: answers for every row of a source, as Parquet files in source order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.artifact import Artifact
+from pipelines.data.read import Block, stream
+from pipelines.data.source import Source, Unit
+from pipelines.errors import DataError
+from pipelines.progress import SILENT, Progress
+from pipelines.scoring import loaded, reader_for
+from pipelines.spec import DataSpec, SplitSpec
+from pipelines.storage import Folder
+
+MANIFEST: Final = "_manifest.json"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was written: the folder, its rows, and the files in source order."""
+
+    path: str
+    rows: int
+    seconds: float
+
+
+def predict(
+    artifact: str, source: str | list[str], out: str, *, keep: list[str] | None = None, data: DataSpec | None = None, progress: Progress = SILENT
+) -> Predictions:
+    """Answer every row of a source and write the answers to a folder, `keep` columns first.
+
+    Rows keep the order of the source and none is left out. The folder is complete when it has `_manifest.json`, which names the
+    files in order; a folder that is already complete is refused, what an interrupted run left is written anew. `data` says how
+    to read the source (format, options, derive); its `where` does not act here.
+    """
+    started = time.monotonic()
+    loaded_here = Artifact.load(artifact)
+    reading = DataSpec(source=source) if data is None else data.model_copy(update={"source": source, "split": SplitSpec(), "where": None})
+    reading = reading.model_copy(update={"derive": loaded_here.schema.derive, "kinds": {}, "key": []})
+    files = Source.open(reading)
+    reader = reader_for(loaded_here, files, reading, target=None, keep=keep or [])
+    folder = _fresh(Folder.at(out))
+    found: dict[int, tuple[str, int]] = {}
+    with progress.stage("predict", total=files.rows) as stage:
+        for unit, written, read in stream(files, reader, Answer(artifact, loaded_here.version, tuple(keep or []), folder)):
+            found[unit.index] = written
+            stage.advance(read.rows)
+    parts = [found[index] for index in sorted(found) if found[index][1]]
+    rows = sum(count for _, count in parts)
+    folder.write_json(MANIFEST, {
+        "model": loaded_here.name,
+        "version": loaded_here.version,
+        "rows": rows,
+        "files": [{"file": file, "rows": count} for file, count in parts],
+    })
+    return Predictions(str(folder), rows, time.monotonic() - started)
+
+
+def _fresh(folder: Folder) -> Folder:
+    names = folder.names()
+    if MANIFEST in names:
+        raise DataError(f"--out: {folder} has predictions already; name another folder, or delete this one")
+    foreign = [name for name in names if not name.startswith("part-")]
+    if foreign:
+        raise DataError(f"--out: {folder} has other files in it ({foreign[0]}); name a new or empty folder")
+    for name in names:  # of a run that was interrupted
+        folder.filesystem.delete_file(f"{folder.path}/{name}")
+    return folder.create()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Write the answers of one unit as one file."""
+
+    artifact: str
+    version: str
+    keep: tuple[str, ...]
+    folder: Folder
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> tuple[str, int]:
+        artifact = loaded(self.artifact, self.version)
+        name, rows = f"part-{unit.index:05d}.parquet", 0
+        writer: Any = None
+        try:
+            for block in blocks:
+                answers = artifact.predict_table(block.table)
+                kept = {column: block.table[column] for column in self.keep}
+                table = pa.table({**kept, **{column: answers[column] for column in answers.column_names}})
+                if writer is None:
+                    writer = pq.ParquetWriter(f"{self.folder.path}/{name}", table.schema, filesystem=self.folder.filesystem)
+                writer.write_table(table)
+                rows += table.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
+        return name, rows

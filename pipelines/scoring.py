@@ -1,0 +1,39 @@
+"""How an Artifact meets a source: which columns are read in which types, and one loaded Artifact per process."""
+
+from __future__ import annotations
+
+import functools
+
+from pipelines.artifact import Artifact
+from pipelines.data.infer import infer_schema
+from pipelines.data.read import Reader
+from pipelines.data.source import Source
+from pipelines.errors import DataError
+from pipelines.schema import Schema
+from pipelines.spec import DataSpec
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(location: str, version: str) -> Artifact:
+    """The Artifact at a location, read once per process."""
+    artifact = Artifact.load(location)
+    assert artifact.version == version, f"{location} changed from {version} to {artifact.version} in the middle of the work"
+    return artifact
+
+
+def reader_for(artifact: Artifact, source: Source, data: DataSpec, *, target: str | None, keep: list[str]) -> Reader:
+    """A Reader of the columns that the Artifact needs, in its types, besides the target and the columns to keep."""
+    found = infer_schema(source, data)
+    known = {column.name: column for column in artifact.inputs}
+    missing = [column.name for column in artifact.inputs if column.name not in found and not column.nullable]
+    if missing:
+        raise DataError(
+            f"{source.files[0].path}: the columns {', '.join(missing)} are missing, which {artifact.name} was trained on; "
+            f"expected {', '.join(known)}"
+        )
+    columns = [known.get(column.name, column) for column in found.columns]
+    raw = Schema(columns=columns + [column for name, column in known.items() if name not in found])
+    for name in keep:
+        raw.require(name, "--keep")
+    wanted = set(known) | set(keep) | ({target} if target is not None else set())
+    return Reader.of(source, raw, data, wanted, target)

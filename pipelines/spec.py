@@ -1,0 +1,152 @@
+"""The sections of the Spec that say what a pipeline does: data, task, features, model, train, evaluate, store.
+
+Each field carries its default, its bound and one line of documentation. `app/spec.py` adds the sections of `tune` and `serve`
+and reads the files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """An immutable, strictly typed section; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+Kind = Literal["numeric", "categorical", "boolean", "datetime", "text"]
+Scalar = bool | int | float | str
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+# One step is a name (`impute`) or a name with its parameters (`{impute: {strategy: median}}`).
+Step = str | dict[str, dict[str, Any] | None]
+# A chain is a list of steps; a list of chains runs side by side on the same column.
+Chain = list[Step] | list[list[Step]]
+
+
+class SplitSpec(Frozen):
+    """Which rows are train, valid and test."""
+
+    by: Literal["random", "time", "group"] = "random"
+    """random: by each row's identity; time: the latest rows are test, those before them valid; group: a group is never split."""
+    column: str | None = None
+    """The time or group column."""
+    test: Fraction = 0.1
+    """Fraction of the rows."""
+    valid: Fraction = 0.1
+    """Fraction of the rows."""
+    seed: int = 7
+    """Changes which rows fall where (random and group)."""
+    cuts: list[str] | None = None
+    """Time split, resolved: rows before the first cut are train, before the second valid, the rest test."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitSpec:
+        if self.test + self.valid >= 1.0:
+            raise ValueError(f"test + valid is {self.test + self.valid:g}, which leaves nothing to train on; make the sum less than 1")
+        if self.by != "random" and self.column is None:
+            raise ValueError(f"by: {self.by} needs 'column'")
+        if self.by == "random" and self.column is not None:
+            raise ValueError("'column' goes with by: time or by: group")
+        return self
+
+
+Source = str | list[str] | dict[Literal["train", "valid", "test"], str | list[str]]
+
+
+class DataSpec(Frozen):
+    """Where the rows are and which of them count."""
+
+    source: Source
+    """File, folder, glob or URI, a list of them, or {train: ..., valid: ..., test: ...}."""
+    format: Literal["parquet", "csv"] | None = None
+    """Inferred from the files' names."""
+    options: dict[str, Any] = {}
+    """For the format's reader, e.g. {delimiter: ";", nulls: ["NA"]} for csv."""
+    key: list[str] = []
+    """Columns that identify a row; default: (file relative to the source's root, row in the file)."""
+    kinds: dict[str, Kind] = {}
+    """Column kinds that win over inference."""
+    where: str | None = None
+    """SQL predicate: rows for which it is not true take no part in prepare, train and evaluate."""
+    derive: dict[str, str] = {}
+    """New columns as SQL expressions, computed by the same engine when training and when serving."""
+    on_error: Literal["fail", "null"] = "fail"
+    """What a later value that contradicts the Schema does: end the run, or count as missing."""
+    split: SplitSpec = SplitSpec()
+
+
+class TaskSpec(Frozen):
+    """What to predict."""
+
+    target: str
+    """The column to predict; it may be a derived one."""
+    type: Literal["binary", "multiclass", "regression"] | None = None
+    """Inferred from the target's values."""
+    positive: Scalar | None = None
+    """Binary: the class whose probability is answered; default true, 1 or "yes", else the last in sorted order."""
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Binary: the label is positive where the probability is at least this."""
+
+
+class FeaturesSpec(Frozen):
+    """How columns become features: a chain of transforms per kind, or per column."""
+
+    drop: list[str] = []
+    """Columns that are not features."""
+    numeric: Chain | None = None
+    categorical: Chain | None = None
+    boolean: Chain | None = None
+    datetime: Chain | None = None
+    text: Chain | None = None
+    columns: dict[str, Chain] = {}
+    """Chains of single columns; they win over the chain of the kind."""
+
+
+class ModelSpec(Frozen):
+    """Which family of models, with its parameters."""
+
+    type: str = "lightgbm"
+    """A registered family, or "package.module:Class"."""
+    params: dict[str, Any] = {}
+    """Checked against the family's own Params."""
+
+
+class TrainSpec(Frozen):
+    """How much of the cluster a fit may use."""
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that train; auto: the free slots less one, which Ray Data needs."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Slots each worker reserves; auto: 1, or a fraction where there are fewer slots than workers."""
+    gpu: bool | Literal["auto"] = "auto"
+    """auto: a GPU per worker where the family uses one and the cluster has them."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Rounds or steps between checkpoints."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often lost workers are replaced before the run ends."""
+
+
+class EvaluateSpec(Frozen):
+    """What the result must reach."""
+
+    require: dict[str, float] = {}
+    """Metric on the test split: at least, for scores; at most, for losses and errors; else exit code 3."""
+
+
+class PipelineSpec(Frozen):
+    """What one pipeline does; `app.spec.Spec` adds how it is tuned and served."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Names the runs and the served model; default: the first file's name."""
+    data: DataSpec
+    task: TaskSpec
+    features: FeaturesSpec = FeaturesSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    store: str = "runs"
+    """Path or URI of the run store; the prepared cache is STORE/cache."""

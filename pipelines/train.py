@@ -1,0 +1,122 @@
+"""train: from prepared shards to an Artifact in a complete Run; `run` evaluates it besides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pipelines.artifact import write_manifest
+from pipelines.errors import SpecError, did_you_mean
+from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
+from pipelines.explain import checked
+from pipelines.prepare import PARTS, Prepared, prepare
+from pipelines.progress import SILENT, Progress
+from pipelines.registry import MODELS, load
+from pipelines.notation import to_yaml
+from pipelines.runs import Run
+from pipelines.spec import PipelineSpec
+from pipelines.tasks import Task
+from pipelines.training.trainer import Fit, Team, fit
+from pipelines.training.worker import STATE
+
+S = TypeVar("S", bound=PipelineSpec)
+
+
+def train(spec: PipelineSpec, *, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
+    """Prepare, train on the cluster and return the complete Run, without test metrics.
+
+    `free_slots` tells how many CPU slots the workers may take; it is asked once, when they are about to start. Raises
+    `SpecError`, `DataError` or `ClusterError` for what the user can mend; a run that fails leaves its folder without a record.
+    """
+    made, _, facts, _ = _train(spec, progress, free_slots)
+    return made.complete(**facts)
+
+
+def run(spec: PipelineSpec, *, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
+    """Prepare, train and evaluate. Raises `RequirementError` after the Run is complete when a required metric was missed."""
+    made, spec, facts, task = _train(spec, progress, free_slots)
+    found = evaluate(made, spec, progress=progress)
+    done = made.complete(**_with_evaluation(facts, found))
+    require(spec, task, found.metrics)
+    return done
+
+
+def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, dict[str, Any], Task]:
+    import ray
+
+    family = load(MODELS, spec.model.type, "model.type")
+    params = checked(family.Params, spec.model.params, ("model", "params"))
+    prepared = prepare(spec, progress=progress)
+    check_requirements(spec, prepared.task)
+    metric = getattr(params, "metric", None)
+    if metric is not None and metric not in prepared.task.metric_names:
+        known = prepared.task.metric_names
+        raise SpecError(f"model.params.metric: '{metric}' is no metric of a {prepared.task.type} task{did_you_mean(metric, known)}")
+    team = Team.plan(spec.train, free_slots(), ray.cluster_resources().get("GPU", 0), prepared.rows["train"])
+    spec, reasons = resolve(spec, prepared, params.model_dump(), team)
+    started = time.monotonic()
+    made = Run.create(spec.store, spec.name)
+    made.folder.write_bytes("spec.yaml", to_yaml(spec, reasons).encode())
+    checkpoints = made.folder / "checkpoints"
+    left = fit(
+        spec.model, spec.train, team, prepared.task, prepared.shards, folder=checkpoints, metrics=made.folder, progress=progress
+    )
+    _write_artifact(made, spec, prepared, left)
+    checkpoints.delete()  # they are only there to go on from
+    seconds = {"prepare": prepared.seconds, "train": time.monotonic() - started}
+    return made, spec, _facts(spec, prepared, left, seconds), prepared.task
+
+
+def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> tuple[S, dict[str, str]]:
+    """Return the Spec with everything that was inferred, and why, by dotted path."""
+    task, reasons = prepared.task, {}
+    raw = spec.model_dump()
+    kinds = {column.name: column.kind for column in prepared.preprocessor.inputs}
+    for path, value, why in (
+        ("data.kinds", kinds, "from the columns' types"),
+        ("data.split.cuts", prepared.cuts, "the fractions as points in time"),
+        ("task.type", task.type, "from the target's values"),
+        ("task.positive", task.classes[1] if task.type == "binary" and task.classes else None, "the class that reads as yes, else the last"),
+        ("features.columns", prepared.chains, "the chain of the column's kind"),
+        ("model.params", params, "the family's defaults"),
+        ("train.workers", team.workers, "free slots less one"),
+        ("train.cpus_per_worker", team.cpus, "one slot, or a share where there are fewer"),
+        ("train.gpu", team.gpu, "whether the cluster has them"),
+    ):
+        section, _, key = path.rpartition(".")
+        place = raw
+        for part in section.split("."):
+            place = place[part]
+        if value is not None and place[key] != value:
+            place[key] = value
+            reasons[path] = why
+    return type(spec).model_validate(raw), reasons
+
+
+def _write_artifact(made: Run, spec: PipelineSpec, prepared: Prepared, left: Fit) -> None:
+    for part in PARTS:
+        made.artifact.write_bytes(part, prepared.folder.read_bytes(part))
+    for name in left.model.files():
+        if name != STATE and not name.startswith("."):
+            made.artifact.write_bytes(f"model/{name}", left.model.read_bytes(name))
+    write_manifest(made.artifact, name=spec.name, run=made.id, model=spec.model.type)
+
+
+def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str, float]) -> dict[str, Any]:
+    return {
+        "task": {"type": prepared.task.type, "target": prepared.task.target, "metric": prepared.task.metric_names[0]},
+        "rows": prepared.rows,
+        "dropped": prepared.dropped,
+        "read": prepared.read,
+        "prepared": {"path": prepared.path, "reused": prepared.reused},
+        "seconds": seconds,
+        "metrics": {},
+        "require": spec.evaluate.require,
+        "steps": left.state["final"],
+        "workers": left.workers,
+    }
+
+
+def _with_evaluation(facts: dict[str, Any], found: Evaluation) -> dict[str, Any]:
+    return {**facts, "metrics": found.metrics, "seconds": {**facts["seconds"], "evaluate": found.seconds}}

@@ -1,0 +1,171 @@
+"""The driver's side of a fit: how many workers, their start, what they report, and the model they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.data.prepared import Shards
+from pipelines.errors import ClusterError, DataError
+from pipelines.progress import Progress, Stage
+from pipelines.registry import MODELS, load
+from pipelines.spec import ModelSpec, TrainSpec
+from pipelines.storage import Folder
+from pipelines.tasks import Task
+from pipelines.training.worker import STATE, Job, train_loop
+
+POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class Team:
+    """How a fit is spread out; fixed once, before it starts, and recorded."""
+
+    workers: int
+    cpus: float
+    """Slots that each worker reserves."""
+    threads: int
+    gpu: bool
+
+    @classmethod
+    def plan(cls, spec: TrainSpec, free_slots: float, gpus: float, rows: int) -> Team:
+        """Turn `auto` into numbers.
+
+        Workers: the free slots less one, which Ray Data needs while others read. A lone worker may use the threads of the slot
+        left over. Raises `DataError` when there are more workers than rows.
+        """
+        workers = spec.workers if spec.workers != "auto" else max(1, min(int(free_slots) - 1, rows))
+        if workers > rows:
+            raise DataError(f"train.workers: {workers} workers cannot share {rows} train rows; lower train.workers")
+        cpus = spec.cpus_per_worker if spec.cpus_per_worker != "auto" else min(1.0, int(100 * free_slots / workers) / 100)
+        threads = max(1, int(spec.cpus_per_worker if spec.cpus_per_worker != "auto" else free_slots / workers))
+        gpu = gpus >= workers if spec.gpu == "auto" else spec.gpu
+        return cls(workers, cpus, threads, gpu)
+
+
+@dataclass
+class Fit:
+    """What a fit left: the model's files, and what the ranks said."""
+
+    model: Folder
+    state: dict[str, Any]
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    """Every worker that ever started: rank, pid, host, rows, from_step."""
+
+
+def fit(
+    model: ModelSpec, train: TrainSpec, team: Team, task: Task, shards: Shards, *, folder: Folder, metrics: Folder, progress: Progress
+) -> Fit:
+    """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
+
+    A lost worker starts the group again from the last checkpoint, at most `train.max_failures` times.
+    """
+    import ray
+    import ray.train
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from pipelines.training.rendezvous import Rendezvous
+
+    family = load(MODELS, model.type, "model.type")
+    rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
+    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, rendezvous)
+    resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
+    trainer = TRAINERS[family.trainer]()(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(num_workers=team.workers, use_gpu=team.gpu, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=folder.path.rsplit("/", 1)[0],
+            storage_filesystem=folder.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    workers: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        hear = Hearing(stack, progress, metrics, workers)
+        stack.enter_context(_listening(rendezvous, hear))
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _explained(error) from error
+    assert result.checkpoint is not None, "a fit ends with a report that carries its model"
+    left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
+    state = json.loads(left.read_bytes(STATE))
+    assert "final" in state, "the last checkpoint is not the last report"
+    return Fit(left, state, workers)
+
+
+def _lightgbm() -> Any:
+    from ray.train.lightgbm import LightGBMTrainer
+
+    return LightGBMTrainer
+
+
+TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm}
+
+
+@contextlib.contextmanager
+def _listening(rendezvous: Any, hear: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Pass on what the ranks report while the fit blocks this thread; nothing is left behind when it ends."""
+    import ray
+
+    done = threading.Event()
+
+    def listen() -> None:
+        while not done.wait(POLL_S):
+            for entry in ray.get(rendezvous.drain.remote()):
+                hear(entry)
+
+    listener = threading.Thread(target=listen, name="heliostat-reports", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        done.set()
+        listener.join()
+        with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node
+            for entry in ray.get(rendezvous.drain.remote()):
+                hear(entry)
+        ray.kill(rendezvous)
+
+
+@dataclass
+class Hearing:
+    """Keep what the ranks report: metrics in the run's file, workers in the record, the step on the progress display."""
+
+    stack: contextlib.ExitStack
+    progress: Progress
+    metrics: Folder
+    workers: list[dict[str, Any]]
+    stage: Stage | None = None
+    step: int = 0
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        if "worker" in entry:
+            self.workers.append(entry["worker"])
+            return
+        step, total, found = entry["step"], entry["total"], entry["metrics"]
+        lines = [
+            {"step": step, "split": split, "metric": name, "value": value}
+            for split, values in found.items()
+            for name, value in values.items()
+        ]
+        if lines:
+            self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        if self.stage is None:
+            self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
+        shown = {f"{split} {name}": value for split, values in found.items() for name, value in list(values.items())[:2]}
+        self.stage.advance(step - self.step, **shown)  # negative after a restart from a checkpoint
+        self.step = step
+
+
+def _explained(error: BaseException) -> BaseException:
+    from pipelines.data.read import user_error_in
+
+    return user_error_in(error) or error

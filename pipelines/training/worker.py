@@ -1,0 +1,178 @@
+"""What a training loop sees of the cluster: its rows, its peers, where to start from and where to report.
+
+A family's `fit` is written against this class alone, so it neither knows Ray Train nor where data comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.data.prepared import Range, Shards
+from pipelines.features.transform import Feature
+from pipelines.storage import to_json
+from pipelines.tasks import Task
+
+if TYPE_CHECKING:
+    from pipelines.models.model import Model
+
+STATE = "state.json"
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit goes on from: a checkpoint of this fit."""
+
+    model: Model
+    step: int
+    """Rounds or steps that the model has seen."""
+    state: dict[str, Any]
+    """What the family gave to `report` besides the model."""
+
+
+@dataclass
+class Worker:
+    """One of `size` processes that train together."""
+
+    rank: int
+    size: int
+    threads: int
+    checkpoint_every: int
+    """Rounds or steps between reports that carry a model."""
+    shards: Shards
+    network: dict[str, Any]
+    """How the ranks reach each other, in the words of the family's library; empty for a single rank."""
+    start: Start | None
+    """None at the beginning."""
+    rendezvous: Any
+    attempt: str
+
+    @property
+    def columns(self) -> list[Feature]:
+        """The columns of the matrix: name, kind, cardinality."""
+        return self.shards.features
+
+    def ranges(self, split: str) -> list[Range]:
+        """The row ranges of this rank; together the ranks have every row once."""
+        return self.shards.ranges(split, self.rank, self.size)
+
+    def batches(self, split: str) -> Iterator[tuple[Array, Array]]:
+        """Yield this rank's rows as (matrix, target), a row group at a time."""
+        for found in self.ranges(split):
+            yield from self.shards.read(found)
+
+    def rows(self, split: str) -> int:
+        """How many rows this rank has."""
+        return sum(found.stop - found.start for found in self.ranges(split))
+
+    def total_rows(self, split: str) -> int:
+        """How many rows all ranks have together."""
+        return self.shards.rows[split]
+
+    def gather(self, key: str, state: Any) -> list[Any]:
+        """Return what every rank hands in under this key, in rank order; each rank calls it and gets the same."""
+        if self.size == 1:
+            return [state]
+        import ray
+
+        result: list[Any] = ray.get(self.rendezvous.gather.remote(self.attempt, key, self.rank, self.size, state))
+        return result
+
+    def log(self, step: int, metrics: dict[str, dict[str, float | None]], *, total: int) -> None:
+        """Tell the driver how it goes: `metrics` by split. Cheap and not a barrier; only rank 0 is heard."""
+        if self.rank == 0:
+            self.rendezvous.report.remote({"step": step, "total": total, "metrics": metrics})
+
+    def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
+        """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
+
+        The last report of a fit has the key `final` in its state, and the model as it is to be used.
+        """
+        import ray.train
+
+        if model is None:
+            ray.train.report({"step": step})
+            return
+        with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+            folder = Path(path)
+            model.save(folder)
+            (folder / STATE).write_text(to_json({"step": step, **state}))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker process is sent."""
+
+    family: str
+    params: dict[str, Any]
+    task: Task
+    shards: Shards
+    threads: int
+    checkpoint_every: int
+    rendezvous: Any
+
+
+def train_loop(config: dict[str, Job]) -> None:
+    """What Ray Train runs in each worker process."""
+    import os
+    import socket
+    import uuid
+
+    import ray.train.collective
+
+    from pipelines.registry import MODELS, load
+
+    job = config["job"]
+    family = load(MODELS, job.family, "model.type")
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    worker = Worker(
+        rank=rank,
+        size=size,
+        threads=job.threads,
+        checkpoint_every=job.checkpoint_every,
+        shards=job.shards,
+        network=NETWORKS[family.trainer]() if size > 1 else {},
+        start=_checkpoint(family),
+        rendezvous=job.rendezvous,
+        # One start of the worker group; a group that died may have left sums half done.
+        attempt=ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex),
+    )
+    job.rendezvous.report.remote({"worker": {
+        "rank": rank,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "node": ray.util.get_node_ip_address(),
+        "rows": worker.rows("train"),
+        "from_step": worker.start.step if worker.start else 0,
+    }})
+    family.fit(family.Params.model_validate(job.params), job.task, worker)
+
+
+def _lightgbm_network() -> dict[str, Any]:
+    import ray.train.lightgbm
+
+    return dict(ray.train.lightgbm.get_network_params())
+
+
+NETWORKS = {"lightgbm": _lightgbm_network}
+
+
+def _checkpoint(family: Any) -> Start | None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as path:
+        state = json.loads((Path(path) / STATE).read_text())
+        return Start(family.load(Path(path)), state["step"], state)

@@ -1,0 +1,140 @@
+"""What runs in the cluster: the replicas of each model, and the root application that speaks for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import Any
+
+import ray.serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipelines.artifact import Artifact
+from pipelines.spec import Frozen
+from serve.directory import MODEL, standings
+from serve.errors import RequestError, respond
+from serve.overview import Standing, build_root
+from serve.routes import ModelApp, build_app
+from serve.spec import LimitsSpec, ServeSpec
+
+_STALE_S = 1.0
+
+
+class ReplicaConfig(Frozen):
+    """What a running replica can change without a restart; it travels as Serve's `user_config`."""
+
+    artifact: str
+    """Path or URI."""
+    limits: LimitsSpec
+    tokens: dict[str, str]
+    """Digests of the accepted tokens by name."""
+
+
+def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.serve.Application:
+    """Return the Serve application of one model."""
+    replicas = spec.replicas
+    deployment: ray.serve.Deployment = ray.serve.deployment(
+        name=MODEL,
+        user_config=config.model_dump(),
+        ray_actor_options={"num_cpus": spec.cpus},
+        # The replica refuses what is over its limit itself, in the one shape of errors; Serve's own queue stays out of the way.
+        max_ongoing_requests=max(1000, 4 * spec.limits.in_flight),
+        logging_config=LoggingConfig(enable_access_log=False),
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        **_scaling(spec) if replicas.max > replicas.min else {"num_replicas": replicas.min},
+    )(ModelReplica)
+    return deployment.bind(name, max(1, math.ceil(spec.cpus)))
+
+
+def root_application() -> ray.serve.Application:
+    """Return the Serve application at `/`."""
+    deployment: ray.serve.Deployment = ray.serve.deployment(
+        name="root", ray_actor_options={"num_cpus": 0}, logging_config=LoggingConfig(enable_access_log=False)
+    )(RootReplica)
+    return deployment.bind()
+
+
+def _scaling(spec: ServeSpec) -> dict[str, Any]:
+    """Follow the requests in flight without oscillating: no decision before the look-back window holds only what it is about."""
+    look_back_s = 5.0
+    config = AutoscalingConfig(
+        min_replicas=spec.replicas.min,
+        max_replicas=spec.replicas.max,
+        target_ongoing_requests=max(1.0, spec.limits.in_flight / 8),
+        look_back_period_s=look_back_s,
+        upscale_delay_s=look_back_s,
+        downscale_delay_s=6 * look_back_s,
+    )
+    return {"autoscaling_config": config}
+
+
+@ray.serve.ingress()
+class ModelReplica:
+    """One replica of one model. A new Artifact takes over between two requests, once it has loaded and predicted its examples."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._name, self._threads = name, threads
+        self._config: ReplicaConfig | None = None
+        self._switch = _Switch()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load what the config names, beside what answers now; Serve calls this at the start and at every change."""
+        config = ReplicaConfig.model_validate(user_config)
+        self._switch.app = await asyncio.to_thread(self._build, config)
+        self._config = config
+
+    def _build(self, config: ReplicaConfig) -> ModelApp:
+        running = self._switch.app
+        keep = running is not None and self._config is not None and self._config.artifact == config.artifact
+        artifact = running.artifact if running is not None and keep else Artifact.load(config.artifact)
+        return build_app(artifact, self._name, limits=config.limits, tokens=config.tokens, threads=self._threads)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._switch
+
+    def check_health(self) -> None:
+        """Called by Serve; what is asked is whether the event loop still turns, so an answer is enough."""
+
+    def card(self) -> dict[str, Any]:
+        """What the root application tells about this model."""
+        app = self._switch.app
+        assert app is not None, "Serve shows a replica to others only once it is configured"
+        return app.card().model_dump()
+
+
+class _Switch:
+    """The ASGI application that Serve holds for good; the one behind it may change between two requests."""
+
+    app: ModelApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            loading = RequestError(503, "the model is being loaded", headers={"retry-after": "1"})
+            await respond(send, loading.status, loading.body, loading.headers)
+
+
+@ray.serve.ingress()
+class RootReplica:
+    """The application at `/`. It holds no state of its own: what it says is asked of Serve and of the models."""
+
+    def __init__(self) -> None:
+        self._standings: list[Standing] = []
+        self._asked_at = -math.inf
+        self._asking = asyncio.Lock()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_root(self._current)
+
+    async def _current(self) -> list[Standing]:
+        async with self._asking:
+            if time.monotonic() - self._asked_at > _STALE_S:
+                known = {standing.name: standing.card for standing in self._standings if standing.card}
+                self._standings = await asyncio.to_thread(standings, known)
+                self._asked_at = time.monotonic()
+            return self._standings

@@ -1,0 +1,216 @@
+"""How one model answers over HTTP, from the bytes of a request to the bytes of its answer; no Ray in it.
+
+POST requests do not pass FastAPI: its routing and middleware would take a quarter of a one-row request's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from pipelines.errors import InputError
+from serve import auth, openapi, tensors
+from serve.errors import RequestError, one_shape, respond
+from serve.overview import Card
+from serve.spec import LimitsSpec
+
+if TYPE_CHECKING:
+    from pipelines.artifact import Artifact
+
+logger = logging.getLogger(__name__)
+
+# A smaller body is answered on the event loop, where a few rows take less time than the way to a thread and back.
+_INLINE_BYTES = 16 * 1024
+_INLINE_S = 0.001
+
+
+def build_app(
+    artifact: Artifact, name: str, *, limits: LimitsSpec | None = None, tokens: Mapping[str, str] | None = None, threads: int = 1
+) -> ModelApp:
+    """Return the ASGI application of one model; `tokens` are digests by name (`serve.auth.digests`), none: open to all.
+
+    The example rows kept in the Artifact are predicted once: an Artifact that cannot do that takes no request.
+    """
+    pool = ThreadPoolExecutor(threads, "predict")
+    return ModelApp(artifact, name, limits or LimitsSpec(), tokens or {}, pool, _row_s(artifact))
+
+
+def _row_s(artifact: Artifact) -> float:
+    """Seconds that one row takes once everything is warm."""
+    if not artifact.examples:
+        return 0.0
+    artifact.predict_rows(artifact.examples)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        artifact.predict_rows(artifact.examples[:1])
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class ModelApp:
+    """The ASGI application of one model: its version, its limits, and how many requests it works on."""
+
+    def __init__(
+        self, artifact: Artifact, name: str, limits: LimitsSpec, tokens: Mapping[str, str], pool: ThreadPoolExecutor, row_s: float
+    ) -> None:
+        self.artifact, self.name, self.limits, self.tokens = artifact, name, limits, tokens
+        self._pool = pool
+        self._inline_bytes = _INLINE_BYTES if row_s < _INLINE_S else 0
+        self._in_flight = 0
+        base = f"/v2/models/{name}"
+        self._operations = {f"{base}/predict": self._predict, f"{base}/infer": self._infer}
+        self._part = openapi.model_part(artifact, name, limits)
+        self._rest = _described(self, self._part)
+
+    def card(self) -> Card:
+        """What the root application tells about this model."""
+        metadata = tensors.metadata(self.artifact, self.name)
+        tokens = dict(self.tokens)
+        return Card(name=self.name, version=self.artifact.version, metadata=metadata, openapi=self._part, tokens=tokens)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        headers = _Headers(scope)
+        operation = self._operations.get(scope["path"])
+        try:
+            auth.require(headers.authorization, self.tokens)
+            if operation is not None:
+                answer = await self._answer(operation, scope, headers, receive)
+        except RequestError as error:
+            await respond(send, error.status, error.body, error.headers)
+        except Exception:  # a bug of ours must not show the client a traceback
+            logger.exception("%s failed", scope["path"])
+            await respond(send, 500, RequestError.internal().body)
+        else:
+            if operation is not None:
+                await respond(send, 200, answer)
+            else:
+                # Serve puts the application's prefix into root_path; the routes here are whole paths.
+                await self._rest({**scope, "root_path": ""}, receive, send)
+
+    async def _answer(self, operation: Callable[[bytes], bytes], scope: Scope, headers: _Headers, receive: Receive) -> bytes:
+        """Answer within the limits on requests in flight, bytes and time."""
+        if scope["method"] != "POST":
+            raise RequestError(405, f"{scope['method']} is not for this path", expected="POST", headers={"allow": "POST"})
+        if self._in_flight >= self.limits.in_flight:
+            raise RequestError(429, f"{self._in_flight} requests are in flight; try again", headers={"retry-after": "1"})
+        if headers.encoded:
+            raise RequestError(415, "the body is compressed", expected="JSON without a content-encoding")
+        self._in_flight += 1
+        body: bytes | None = None
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                body = await _read(receive, headers.length, self.limits.body_bytes)
+                if len(body) < self._inline_bytes:
+                    return operation(body)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, operation, body)
+        except TimeoutError:
+            late = "the answer took" if body is not None else "the body did not arrive within"
+            raise RequestError(504 if body is not None else 408, f"{late} {self.limits.timeout_s:g} s") from None
+        finally:
+            self._in_flight -= 1
+
+    def _predict(self, body: bytes) -> bytes:
+        request = _parse(body)
+        rows = request.get("rows")
+        if not isinstance(rows, list):
+            raise RequestError(422, "the body has no list under 'rows'", expected='{"rows": [{"column": value, ...}, ...]}')
+        return orjson.dumps({"model": self.name, "version": self.artifact.version, "predictions": self._answers(rows)})
+
+    def _infer(self, body: bytes) -> bytes:
+        request = _parse(body)
+        rows = tensors.rows_of(request, self.artifact.inputs)
+        return orjson.dumps(tensors.response(self.artifact, self.name, self._answers(rows), request))
+
+    def _answers(self, rows: list[Any]) -> list[dict[str, Any]]:
+        most = self.limits.rows
+        if len(rows) > most:
+            raise RequestError(413, "there are too many rows in one request", found=len(rows), expected=f"at most {most} rows")
+        try:
+            return self.artifact.predict_rows(rows) if rows else []
+        except InputError as error:
+            raise RequestError.of_input(error) from None
+
+
+class _Headers:
+    """The few headers that count here."""
+
+    __slots__ = ("authorization", "encoded", "length")
+
+    def __init__(self, scope: Scope) -> None:
+        self.authorization: bytes | None = None
+        self.length: bytes | None = None
+        self.encoded = False
+        for key, value in scope["headers"]:
+            if key == b"content-length":
+                self.length = value
+            elif key == b"authorization":
+                self.authorization = value
+            elif key == b"content-encoding":
+                self.encoded = value.lower() != b"identity"
+
+
+async def _read(receive: Receive, length: bytes | None, most: int) -> bytes:
+    """The whole body, as long as it has at most so many bytes, said or unsaid."""
+    if length is not None and length.isdigit() and int(length) > most:
+        raise _too_large(int(length), most)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        chunks, size = [body], len(body)
+        while message.get("more_body") and size <= most:
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+        body = b"".join(chunks)
+    if len(body) > most:
+        raise _too_large(len(body), most)
+    return body
+
+
+def _too_large(found: int, most: int) -> RequestError:
+    return RequestError(413, "the body is too large", found=found, expected=f"at most {most} bytes")
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:  # as are NaN, infinities and invalid UTF-8
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(422, f"the body is not JSON: {error.msg} ({where})", expected="a JSON object") from None
+    if not isinstance(request, dict):
+        raise RequestError(422, "the body is JSON, but no object", expected="a JSON object")
+    return request
+
+
+def _described(model: ModelApp, part: dict[str, Any]) -> FastAPI:
+    """The part of the application that is asked rarely: what the model takes and answers, and whether it is there."""
+    base, metadata = f"/v2/models/{model.name}", tensors.metadata(model.artifact, model.name)
+    document = openapi.document(model.name, model.artifact.version, [part], secured=bool(model.tokens))
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    one_shape(app)
+
+    @app.get(base)
+    async def describe() -> dict[str, Any]:
+        return metadata
+
+    @app.get(f"{base}/ready")
+    async def ready() -> dict[str, Any]:
+        return {"name": model.name, "ready": True}
+
+    @app.get(f"{base}/openapi.json")
+    async def describe_openapi() -> dict[str, Any]:
+        return document
+
+    return app

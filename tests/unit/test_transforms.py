@@ -1,0 +1,334 @@
+"""The contract of a transform, over everything that is registered; then each transform against literals, pandas and scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from pipelines.errors import DataError
+from pipelines.features.categorical import Hash, Index, OneHot
+from pipelines.features.dates import Elapsed, Parts
+from pipelines.features.numeric import Impute, Scale
+from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.registry import TRANSFORMS, load
+
+NAN, INF = math.nan, math.inf
+
+
+class Case(NamedTuple):
+    """A transform with parameters on a column of one form."""
+
+    step: str
+    params: dict[str, Any]
+    form: Form
+
+    @property
+    def transform(self) -> type[Transform]:
+        found: type[Transform] = load(TRANSFORMS, self.step, "test")
+        return found
+
+    @property
+    def feature(self) -> Feature:
+        if self.form == "code":
+            return Feature(name="x", kind="categorical", cardinality=7)
+        return Feature(name="x", kind=self.form)
+
+    def fit(self, rows: list[Any]) -> Transform:
+        return self.transform.fit(self.transform.Params.model_validate(self.params), statistics_of(self.form, rows))
+
+
+CASES = [
+    Case("impute", {}, "numeric"),
+    Case("impute", {"strategy": "median", "indicator": True}, "numeric"),
+    Case("impute", {"value": -1}, "boolean"),
+    Case("impute", {"indicator": True}, "datetime"),
+    Case("impute", {"value": "µ?", "indicator": True}, "categorical"),
+    Case("impute", {"value": ""}, "text"),
+    Case("scale", {}, "numeric"),
+    Case("scale", {"method": "minmax"}, "numeric"),
+    Case("scale", {}, "code"),
+    Case("index", {}, "categorical"),
+    Case("index", {"min_count": 2}, "text"),
+    Case("hash", {}, "categorical"),
+    Case("hash", {"buckets": 2}, "text"),
+    Case("onehot", {}, "categorical"),
+    Case("onehot", {"max_categories": 2}, "text"),
+    Case("parts", {}, "datetime"),
+    Case("parts", {"which": ["second", "minute", "quarter", "year"]}, "datetime"),
+    Case("elapsed", {}, "datetime"),
+    Case("elapsed", {"unit": "days", "reference": "2013-01-01T05:30:00.25+02:00"}, "datetime"),
+]
+
+FLOATS = st.floats(allow_subnormal=True, width=64) | st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 1.7e308, -1.7e308, 5e-324])
+INSTANTS = st.just(NAN) | st.integers(-(2**63), 2**63 - 1).map(float) | st.integers(0, 2_000_000_000_000_000).map(float) | FLOATS
+TEXTS = st.none() | st.sampled_from(["", "a", "b", "é", "e\u0301", "日本", "🛫", "NaN"]) | st.text(max_size=4)
+NUMBERS = {
+    "numeric": FLOATS,
+    "boolean": st.sampled_from([0.0, 1.0, NAN]),
+    "datetime": INSTANTS,
+    "code": st.sampled_from([0.0, 6.0, NAN]),
+}
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.step}-{case.form}-{CASES.index(case)}")
+
+
+def rows_of(form: Form) -> st.SearchStrategy[list[Any]]:
+    values: st.SearchStrategy[Any] = TEXTS if form in TEXT else NUMBERS[form]
+    return st.lists(values, max_size=12)
+
+
+def block_of(form: Form, rows: list[Any]) -> Values:
+    return pa.array(rows, pa.large_string()) if form in TEXT else np.array(rows, np.float64)
+
+
+def statistics_of(form: Form, rows: list[Any]) -> Statistics:
+    values = block_of(form, rows)
+    if isinstance(values, np.ndarray):
+        return replace(NumberStatistics.of(values), sample=values)
+    return replace(StringStatistics.of(values), sample=rows)
+
+
+def fitted(case: Case, rows: list[Any]) -> Transform:
+    try:
+        return case.fit(rows)
+    except DataError:  # too large for a mean; test_values_too_large_are_refused
+        assume(False)
+        raise
+
+
+def bits(column: Values) -> list[Any]:
+    """What must be equal: texts, or the bits of numbers, where one NaN is as good as another."""
+    if not isinstance(column, np.ndarray):
+        return list(column.to_pylist())
+    assert column.dtype == np.float64
+    return np.where(np.isnan(column), np.nan, column).view(np.uint64).tolist()
+
+
+def block_bits(transform: Transform, form: Form, rows: list[Any]) -> list[list[Any]]:
+    with np.errstate(all="ignore"):
+        return [bits(column) for column in transform.block(block_of(form, rows))]
+
+
+def row_bits(transform: Transform, rows: list[Any], outputs: int) -> list[list[Any]]:
+    answers = [transform.row(value) for value in rows]
+    assert all(len(answer) == outputs for answer in answers)
+    columns = [[answer[i] for answer in answers] for i in range(outputs)]
+    return [
+        bits(pa.array(c, pa.large_string()) if any(isinstance(v, str) for v in c) else np.array(c, np.float64)) for c in columns
+    ]
+
+
+def test_every_registered_transform_has_a_case() -> None:
+    assert {case.step for case in CASES} == set(TRANSFORMS)
+
+
+@cases
+@given(data=st.data())
+def test_block_and_row_give_the_same_bits(case: Case, data: st.DataObject) -> None:
+    transform = fitted(case, data.draw(rows_of(case.form)))
+    rows = data.draw(rows_of(case.form))
+
+    outputs = len(transform.outputs(case.feature))
+    assert row_bits(transform, rows, outputs) == block_bits(transform, case.form, rows)
+
+
+@cases
+@given(data=st.data())
+def test_a_block_in_pieces_gives_the_same_bits(case: Case, data: st.DataObject) -> None:
+    transform = fitted(case, data.draw(rows_of(case.form)))
+    rows = data.draw(rows_of(case.form))
+
+    whole = block_bits(transform, case.form, rows)
+    pieces = [block_bits(transform, case.form, part) for part in (rows[:3], rows[3:])]
+    assert whole == [a + b for a, b in zip(*pieces, strict=True)]
+
+
+@cases
+@given(data=st.data())
+def test_state_is_json_and_gives_the_same_bits(case: Case, data: st.DataObject) -> None:
+    transform = fitted(case, data.draw(rows_of(case.form)))
+    rows = data.draw(rows_of(case.form))
+
+    text = json.dumps(transform.state(), sort_keys=True, allow_nan=False)
+    again = type(transform).from_state(json.loads(text))
+    assert json.dumps(again.state(), sort_keys=True) == text
+    assert block_bits(again, case.form, rows) == block_bits(transform, case.form, rows)
+
+
+@cases
+@given(data=st.data())
+def test_outputs_are_what_was_announced(case: Case, data: st.DataObject) -> None:
+    transform = fitted(case, data.draw(rows_of(case.form)))
+    rows = data.draw(rows_of(case.form))
+
+    assert case.form in transform.takes
+    features, columns = transform.outputs(case.feature), transform.block(block_of(case.form, rows))
+    if features:  # one-hot of a column without any text has none
+        assert features[0].form == transform.gives(transform.Params.model_validate(case.params), case.form)
+    for feature, column in zip(features, columns, strict=True):
+        assert len(column) == len(rows)
+        assert isinstance(column, np.ndarray) == (feature.form not in TEXT)
+        if feature.cardinality is not None:
+            codes = column[~np.isnan(column)]
+            assert np.all((codes >= 0) & (codes < feature.cardinality) & (codes == np.floor(codes)))
+
+
+@cases
+def test_pushed_statistics_are_those_of_the_outputs(case: Case) -> None:
+    generator = np.random.default_rng(5)
+    rows: list[Any] = [None if i % 7 == 0 else "abcdefg"[int(i**0.5) % 7] for i in range(500)]
+    if case.form not in TEXT:
+        scale = {"boolean": 2, "code": 7, "numeric": 100, "datetime": 2**50}[case.form]
+        rows = [NAN if value % 7 == 0 else float(value) for value in generator.integers(0, scale, 500)]
+    transform = case.fit(rows)
+
+    pushed = transform.push(statistics_of(case.form, rows))
+
+    for found, column, feature in zip(
+        pushed, transform.block(block_of(case.form, rows)), transform.outputs(case.feature), strict=True
+    ):
+        expected = statistics_of(feature.form, column.to_pylist() if isinstance(column, pa.Array) else column.tolist())
+        if isinstance(found, StringStatistics):
+            assert (found, found.sample) == (expected, expected.sample)
+            continue
+        assert isinstance(expected, NumberStatistics)
+        assert (found.count, found.missing, found.infinite) == (expected.count, expected.missing, expected.infinite)
+        assert (found.minimum, found.maximum) == (expected.minimum, expected.maximum)
+        assert found.mean == pytest.approx(expected.mean, rel=1e-9, abs=1e-12)
+        assert found.variance == pytest.approx(expected.variance, rel=1e-9, abs=1e-12)
+        assert len(found.sample) in (0, len(rows))
+
+
+def numbers(*values: float) -> Numbers:
+    return np.array(values, np.float64)
+
+
+def texts(*values: str | None) -> pa.Array:
+    return pa.array(values, pa.large_string())
+
+
+def fit(transform: type[Transform], rows: list[Any], **params: Any) -> Any:
+    form: Form = "text" if any(isinstance(value, str) for value in rows) else "numeric"
+    return transform.fit(transform.Params.model_validate(params), statistics_of(form, rows))
+
+
+def spread(rows: int = 400) -> list[float]:
+    generator = np.random.default_rng(11)
+    return [NAN if generator.random() < 0.2 else float(generator.normal(50, 20)) for _ in range(rows)]
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median"])
+def test_impute_equals_scikit_learn(strategy: str) -> None:
+    rows = spread()
+
+    [found] = fit(Impute, rows, strategy=strategy).block(numbers(*rows))
+
+    expected = SimpleImputer(strategy=strategy).fit_transform(np.array(rows)[:, None])[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_impute_leaves_infinities_and_marks_what_was_missing() -> None:
+    impute = fit(Impute, [1.0, NAN, INF, 3.0], indicator=True)
+
+    filled, missing = impute.block(numbers(NAN, -INF, 7.0))
+
+    assert filled.tolist() == [2.0, -INF, 7.0]
+    assert missing.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_impute_fills_a_column_without_any_value_with_zero() -> None:
+    assert fit(Impute, [NAN, NAN]).row(NAN) == [0.0]
+
+
+def test_impute_of_texts_keeps_the_empty_text() -> None:
+    assert fit(Impute, ["a"], value="?").block(texts("", None, "b"))[0].to_pylist() == ["", "?", "b"]
+
+
+@pytest.mark.parametrize(("method", "reference"), [("standard", StandardScaler()), ("minmax", MinMaxScaler())])
+def test_scale_equals_scikit_learn(method: str, reference: Any) -> None:
+    rows = spread()
+
+    [found] = fit(Scale, rows, method=method).block(numbers(*rows))
+
+    np.testing.assert_allclose(found, reference.fit_transform(np.array(rows)[:, None])[:, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["standard", "minmax"])
+def test_scale_makes_a_constant_column_zero(method: str) -> None:
+    assert fit(Scale, [0.1] * 10 + [NAN], method=method).row(0.1) == [0.0]
+
+
+@pytest.mark.parametrize(("transform", "params"), [(Impute, {}), (Scale, {}), (Scale, {"method": "minmax"})])
+def test_values_too_large_are_refused(transform: type[Transform], params: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="too large"):
+        fit(transform, [1.7e308, 1.7e308, -1.7e308, 1.7e308], **params)
+
+
+def test_index_codes_by_frequency_then_text_and_unknown_is_last() -> None:
+    index = fit(Index, ["b", "c", "a", "c", None, "b", "z"])
+
+    [codes] = index.block(texts("b", "c", "a", "z", "new", "", None))
+
+    assert codes[:6].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 4.0]
+    assert math.isnan(codes[6])
+    assert index.cardinality == 5
+
+
+def test_index_treats_rare_categories_as_unknown() -> None:
+    index = fit(Index, ["b", "a", "b"], min_count=2)
+
+    assert (index.row("b"), index.row("a"), index.cardinality) == ([0.0], [1.0], 2)
+
+
+def test_hash_values_are_pinned() -> None:
+    assert [Hash(1024).code(text) for text in ("", "UA", "🛫")] == [740.0, 475.0, 881.0]
+
+
+def test_onehot_is_zero_for_unknown_and_missing() -> None:
+    onehot = fit(OneHot, ["b", "b", "é", "a", "a", "a", None], max_categories=2)
+
+    assert [feature.name for feature in onehot.outputs(Feature(name="x", kind="text"))] == ["x__a", "x__b"]
+    assert [column.tolist() for column in onehot.block(texts("b", "é", None, "a"))] == [[0, 0, 0, 1], [1, 0, 0, 0]]
+
+
+def test_parts_equal_pandas() -> None:
+    instants = pd.date_range("1583-01-01", "2262-01-01", periods=20_011, unit="us").to_series()
+    instants = pd.concat([instants, pd.date_range("2000-02-27", periods=1500, freq="D", unit="us").to_series()])
+    which = ["year", "quarter", "month", "day", "weekday", "dayofyear", "hour", "minute", "second"]
+
+    found = fit(Parts, [], which=which).block(instants.astype("int64").to_numpy().astype(np.float64))
+
+    for part, column in zip(which, found, strict=True):
+        np.testing.assert_array_equal(column, getattr(instants.dt, part).to_numpy(), err_msg=part)
+
+
+def test_parts_of_days_close_together_equal_those_far_apart() -> None:
+    dense = np.arange(-800, 800) * 43_200_000_000.0
+
+    together = fit(Parts, []).block(dense)
+
+    assert [column.tolist() for column in together] == [
+        list(c) for c in zip(*(fit(Parts, []).row(v) for v in dense), strict=True)
+    ]
+
+
+def test_parts_of_no_date_are_missing() -> None:
+    assert all(math.isnan(part) for value in (NAN, INF, 2.0**62) for part in fit(Parts, []).row(value))
+
+
+def test_elapsed_counts_from_its_reference() -> None:
+    elapsed = fit(Elapsed, [], unit="hours", reference="2013-01-01T02:00:00+01:00")
+
+    assert elapsed.row(pd.Timestamp("2013-01-01T02:30").value / 1000) == [1.5]
+    assert fit(Elapsed, [], unit="days").row(86_400_000_000.0) == [1.0]
