@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +42,20 @@ def free_slots() -> Slots:
     total = float(ray.cluster_resources().get("CPU", 0.0))
     free = float(ray.available_resources().get("CPU", 0.0))
     held = total - free
-    holders = Counter(_actors())
-    holders.update(_placement_groups())
-    # Tasks come and go and Ray keeps no table of them outside the dashboard: they are what remains.
+    holders = _actors() | _placement_groups()
+    # Tasks come and go, and Ray keeps no table of them outside the dashboard: they are what remains.
     if (rest := round(held - sum(holders.values()), 3)) > 0:
-        holders["running tasks"] += rest
-    return Slots(total, free, dict(holders.most_common()) if held > 0 else {})
+        holders["running tasks"] = rest
+    return Slots(total, free, dict(sorted(holders.items(), key=lambda held: -held[1])) if held > 0 else {})
 
 
-def _actors() -> Counter[str]:
+def _actors() -> dict[str, float]:
     """CPU slots by living actors, except those inside a placement group, which the group already counts."""
     # `ray.util.state.list_actors` asks the dashboard; this is the table in the GCS from which that answer is made.
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import ActorTableData
 
-    counted: Counter[str] = Counter()
+    counted: dict[str, float] = defaultdict(float)
     for row in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
         actor = ActorTableData.FromString(row)
         slots = actor.required_resources.get("CPU", 0.0)
@@ -72,11 +71,11 @@ def _name(actor: Any) -> str:
     return f"actor {actor.class_name} of job {actor.job_id.hex()}"
 
 
-def _placement_groups() -> Counter[str]:
+def _placement_groups() -> dict[str, float]:
     """CPU slots reserved by placement groups, such as the worker groups of Ray Train."""
     from ray.util import placement_group_table
 
-    counted: Counter[str] = Counter()
+    counted: dict[str, float] = defaultdict(float)
     for group in placement_group_table().values():
         slots = sum(bundle.get("CPU", 0.0) for bundle in group["bundles"].values())
         if slots > 0 and group["state"] == "CREATED":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -85,6 +86,14 @@ class Origins:
             return below[-1]
         above = [known for known in self.names if path[: len(known)] == known]
         return self.names[max(above, key=len)] if above else self.default
+
+    @contextlib.contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Name the file in a `SpecError` that is found while a verb works."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.blame(error) from error
 
     def blame(self, error: SpecError) -> SpecError:
         """Put the file in front of an error whose message begins with the dotted path of a field."""

@@ -121,7 +121,9 @@ class Artifact:
 
     def scores(self, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Raw scores of canonical rows."""
-        result: np.ndarray[Any, np.dtype[np.float64]] = self.model.predict(self.preprocessor.matrix(self._derivation.apply(table)))
+        result: np.ndarray[Any, np.dtype[np.float64]] = self.model.predict(
+            self.preprocessor.matrix(self._derivation.apply(table))
+        )
         return result
 
 
@@ -134,15 +136,21 @@ def _fetch(folder: Folder, local: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = folder.read_json(MANIFEST)
         version, files = manifest["format"], manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"the artifact {folder} is damaged: manifest.json cannot be read; make it again with heliostat run") from error
+        raise ArtifactError(
+            f"the artifact {folder} is damaged: manifest.json cannot be read; make it again with heliostat run"
+        ) from error
     if version > FORMAT:
-        raise ArtifactError(f"the artifact {folder} has format {version}; this heliostat reads up to {FORMAT}; install a newer one")
+        raise ArtifactError(
+            f"the artifact {folder} has format {version}; this heliostat reads up to {FORMAT}; install a newer one"
+        )
     for name, digest in files.items():
         if not folder.exists(name):
             raise ArtifactError(f"the artifact {folder} is not complete: {name} is missing; make it again with heliostat run")
         content = folder.read_bytes(name)
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ArtifactError(f"the artifact {folder} is damaged: {name} is not what was written; make it again with heliostat run")
+            raise ArtifactError(
+                f"the artifact {folder} is damaged: {name} is not what was written; make it again with heliostat run"
+            )
         target = local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

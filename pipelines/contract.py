@@ -46,8 +46,10 @@ class Contract:
     def _row(self, i: int, row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             found = type(row).__name__
-            raise InputError.at(f"row {i} is a {found}; expected an object with the columns as keys", row=i, found=found, expected="object")
-        result = {}
+            raise InputError.at(
+                f"row {i} is a {found}; expected an object with the columns as keys", row=i, found=found, expected="object"
+            )
+        result: dict[str, Any] = {}
         for name, check, expected, nullable in self._columns:
             value = row.get(name, MISSING)
             if value is None or value is MISSING:
@@ -78,7 +80,9 @@ class Contract:
             if column.name not in found:
                 if not column.nullable:
                     raise InputError.at(
-                        f"column '{column.name}' is missing; expected {WORDS[column.type]}", column=column.name, expected=WORDS[column.type]
+                        f"column '{column.name}' is missing; expected {WORDS[column.type]}",
+                        column=column.name,
+                        expected=WORDS[column.type],
                     )
                 arrays[column.name] = pa.chunked_array([pa.nulls(len(frame), ARROW[column.type])])
                 continue
@@ -139,7 +143,11 @@ def _wrong(row: int, name: str, type: Type, value: object) -> InputError:
     if isinstance(shown, str) and len(shown) > 80:
         shown = shown[:77] + "..."
     return InputError.at(
-        f"row {row}: column '{name}' is {shown!r}; expected {WORDS[type]}", row=row, column=name, found=shown, expected=WORDS[type]
+        f"row {row}: column '{name}' is {shown!r}; expected {WORDS[type]}",
+        row=row,
+        column=name,
+        found=shown,
+        expected=WORDS[type],
     )
 
 
@@ -148,9 +156,9 @@ def _integer(value: Any) -> int:
         value = value.item()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise ValueError
-    return value
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return int(value)
+    raise ValueError
 
 
 def _number(value: Any) -> float | None:
@@ -174,6 +182,7 @@ def _boolean(value: Any) -> bool:
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
+    value.encode()  # half a surrogate pair, which JSON can hold, is no text; its UnicodeEncodeError is a ValueError
     return str(value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifact import Artifact
-from pipelines.data.read import Block, stream
+from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SPLITS
 from pipelines.errors import RequirementError, SpecError, did_you_mean
@@ -33,9 +33,7 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(
-    run: Run, spec: PipelineSpec, *, source: str | list[str] | None = None, progress: Progress = SILENT
-) -> Evaluation:
+def evaluate(run: Run, spec: PipelineSpec, *, source: str | list[str] | None = None, progress: Progress = SILENT) -> Evaluation:
     """Score the valid and test rows of the run's own source, or all rows of another one, in one streaming pass.
 
     The metrics are merged from sums per read unit, in source order. Nothing is written.
@@ -46,21 +44,16 @@ def evaluate(
     files = Source.open(data)
     reader = reader_for(artifact, files, data, target=artifact.task.target, keep=[])
     each = Score(str(run.artifact), artifact.version, artifact.task.target, whole=source is not None)
-    found: dict[int, States] = {}
+    total: dict[str, Metrics] = {}
+    rows: dict[str, int] = {}
     with progress.stage("evaluate", total=files.rows) as stage:
-        for unit, states, read in stream(files, reader, each):
-            found[unit.index] = states
-            stage.advance(read.rows)
-    return _merged(artifact.task, found, time.monotonic() - started)
-
-
-def _merged(task: Task, found: dict[int, States], seconds: float) -> Evaluation:
-    by_split: dict[str, list[tuple[int, dict[str, np.ndarray[Any, Any]]]]] = {}
-    for index in sorted(found):
-        for split, state in found[index].items():
-            by_split.setdefault(split, []).append(state)
-    metrics = {split: Metrics.merge(task, [state for _, state in states]).result() for split, states in by_split.items()}
-    return Evaluation(metrics, {split: sum(rows for rows, _ in states) for split, states in by_split.items()}, seconds)
+        for states in in_order(stream(files, reader, each), stage):
+            for split, (count, state) in states.items():
+                before = [total[split].state()] if split in total else []
+                total[split] = Metrics.merge(artifact.task, [*before, state])
+                rows[split] = rows.get(split, 0) + count
+    metrics = {split: found.result() for split, found in sorted(total.items())}
+    return Evaluation(metrics, rows, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,9 @@ def check_requirements(spec: PipelineSpec, task: Task) -> None:
     """Raise `SpecError` for a required metric that the task does not have."""
     for name in spec.evaluate.require:
         if name not in task.metric_names:
-            raise SpecError(f"evaluate.require: '{name}' is no metric of a {task.type} task{did_you_mean(name, task.metric_names)}")
+            raise SpecError(
+                f"evaluate.require: '{name}' is no metric of a {task.type} task{did_you_mean(name, task.metric_names)}"
+            )
 
 
 def require(spec: PipelineSpec, task: Task, metrics: dict[str, dict[str, float | None]]) -> None:
@@ -109,5 +104,6 @@ def require(spec: PipelineSpec, task: Task, metrics: dict[str, dict[str, float |
         higher = task.higher_is_better(name)
         if value is None or (value < bound if higher else value > bound):
             found = "undefined" if value is None else f"{value:.6g}"
-            raise RequirementError(f"{split} {name} is {found}; evaluate.require wants at {'least' if higher else 'most'} {bound:g}")
-
+            raise RequirementError(
+                f"{split} {name} is {found}; evaluate.require wants at {'least' if higher else 'most'} {bound:g}"
+            )

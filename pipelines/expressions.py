@@ -122,7 +122,7 @@ def _evaluated(sql: str, schema: Schema, where: str) -> pa.Array:
         values = _nulls(schema).select(expression.alias("it"))["it"]
     except PolarsError as error:
         raise SpecError(f"{where}: '{sql}' cannot be evaluated: {_first_line(error)}") from error
-    if expression.meta.root_names() and len(values) != 3 or ".over(" in str(expression):
+    if (expression.meta.root_names() and len(values) != 3) or ".over(" in str(expression):
         raise SpecError(f"{where}: '{sql}' looks at more than one row; expected an expression of one row's columns")
     return values.to_arrow()
 

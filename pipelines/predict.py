@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.artifact import Artifact
-from pipelines.data.read import Block, stream
+from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.errors import DataError
 from pipelines.progress import SILENT, Progress
@@ -32,7 +32,13 @@ class Predictions:
 
 
 def predict(
-    artifact: str, source: str | list[str], out: str, *, keep: list[str] | None = None, data: DataSpec | None = None, progress: Progress = SILENT
+    artifact: str,
+    source: str | list[str],
+    out: str,
+    *,
+    keep: list[str] | None = None,
+    data: DataSpec | None = None,
+    progress: Progress = SILENT,
 ) -> Predictions:
     """Answer every row of a source and write the answers to a folder, `keep` columns first.
 
@@ -42,24 +48,28 @@ def predict(
     """
     started = time.monotonic()
     loaded_here = Artifact.load(artifact)
-    reading = DataSpec(source=source) if data is None else data.model_copy(update={"source": source, "split": SplitSpec(), "where": None})
+    reading = (
+        DataSpec(source=source)
+        if data is None
+        else data.model_copy(update={"source": source, "split": SplitSpec(), "where": None})
+    )
     reading = reading.model_copy(update={"derive": loaded_here.schema.derive, "kinds": {}, "key": []})
     files = Source.open(reading)
     reader = reader_for(loaded_here, files, reading, target=None, keep=keep or [])
     folder = _fresh(Folder.at(out))
-    found: dict[int, tuple[str, int]] = {}
+    each = Answer(artifact, loaded_here.version, tuple(keep or []), folder)
     with progress.stage("predict", total=files.rows) as stage:
-        for unit, written, read in stream(files, reader, Answer(artifact, loaded_here.version, tuple(keep or []), folder)):
-            found[unit.index] = written
-            stage.advance(read.rows)
-    parts = [found[index] for index in sorted(found) if found[index][1]]
+        parts = [part for part in in_order(stream(files, reader, each), stage) if part[1]]
     rows = sum(count for _, count in parts)
-    folder.write_json(MANIFEST, {
-        "model": loaded_here.name,
-        "version": loaded_here.version,
-        "rows": rows,
-        "files": [{"file": file, "rows": count} for file, count in parts],
-    })
+    folder.write_json(
+        MANIFEST,
+        {
+            "model": loaded_here.name,
+            "version": loaded_here.version,
+            "rows": rows,
+            "files": [{"file": file, "rows": count} for file, count in parts],
+        },
+    )
     return Predictions(str(folder), rows, time.monotonic() - started)
 
 

@@ -6,19 +6,18 @@ import hashlib
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.cuts import time_cuts
 from pipelines.data.infer import infer_schema, with_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
-from pipelines.data.read import Counts, Reader, stream
+from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS
 from pipelines.data.summary import Summary, summarise
-from pipelines.errors import DataError, SpecError, did_you_mean
+from pipelines.errors import DataError, SpecError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
@@ -113,19 +112,29 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     preprocessor = Preprocessor.fit(columns, chains, summary.columns)
     contract = _inputs(schema, raw, preprocessor, summary)
     shards = _write(folder, source, reader, preprocessor, task, summary, progress)
-    for name, content in zip(PARTS, (
-        contract.model_dump(), preprocessor.to_json(), task.model_dump(), profile_of(contract, summary, task),
-    ), strict=True):
+    for name, content in zip(
+        PARTS,
+        (
+            contract.model_dump(),
+            preprocessor.to_json(),
+            task.model_dump(),
+            profile_of(contract, summary, task),
+        ),
+        strict=True,
+    ):
         folder.write_json(name, content)
-    folder.write_json("manifest.json", {
-        "format": FORMAT,
-        "shards": shards.folder.name,
-        "splits": {split: [list(shard) for shard in found] for split, found in shards.splits.items()},
-        "dropped": read.dropped,
-        "read": {"rows": read.rows, "bytes": read.bytes, "chunks": read.chunks},
-        "chains": chains,
-        "cuts": reader.data.split.cuts,
-    })
+    folder.write_json(
+        "manifest.json",
+        {
+            "format": FORMAT,
+            "shards": shards.folder.name,
+            "splits": {split: [list(shard) for shard in found] for split, found in shards.splits.items()},
+            "dropped": read.dropped,
+            "read": {"rows": read.rows, "bytes": read.bytes, "chunks": read.chunks},
+            "chains": chains,
+            "cuts": reader.data.split.cuts,
+        },
+    )
     return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
 
 
@@ -133,10 +142,16 @@ def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILE
     """Return the columns that become features, each with its chain of transforms."""
     family = load(MODELS, spec.model.type, "model.type")
     chains = Preprocessor.plan(schema.columns, spec.features, family.chains, {spec.task.target, *spec.data.key})
-    left_out = [c.name for c in schema.columns if c.kind not in family.chains and c.name not in chains and c.name not in spec.features.drop]
+    left_out = [
+        c.name
+        for c in schema.columns
+        if c.kind not in family.chains and c.name not in chains and c.name not in spec.features.drop
+    ]
     left_out = [name for name in left_out if name != spec.task.target and name not in spec.data.key]
     if left_out:
-        progress.note(f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them")
+        progress.note(
+            f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
+        )
     if not chains:
         raise SpecError("features: no column is left to learn from; take some out of features.drop")
     return [column for column in schema.columns if column.name in chains], chains
@@ -199,12 +214,9 @@ def _write(
     shards_folder = folder / f"shards-{uuid.uuid4().hex[:8]}"
     for split in SPLITS:
         (shards_folder / split).create()
-    found: dict[int, dict[str, Shard]] = {}
     with progress.stage("transform", total=source.rows) as stage:
-        for unit, written, read in stream(source, reader, WriteShards(shards_folder, preprocessor, task)):
-            found[unit.index] = written
-            stage.advance(read.rows)
-    splits = {split: [found[index][split] for index in sorted(found) if split in found[index]] for split in SPLITS}
+        found = list(in_order(stream(source, reader, WriteShards(shards_folder, preprocessor, task)), stage))
+    splits: dict[str, list[Shard]] = {split: [shards[split] for shards in found if split in shards] for split in SPLITS}
     assert summary.sample is not None
     matrix = preprocessor.transform(summary.sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:

@@ -1,11 +1,11 @@
 """Run: a folder in the store and its record.
 
-    STORE/NAME/ID/
-        spec.yaml        the resolved Spec
-        run.json         status, versions, timings, metrics; written last: its presence means complete
-        metrics.jsonl    one line per report: step, split, metric, value
-        artifact/        see artifact.py
-        checkpoints/
+STORE/NAME/ID/
+    spec.yaml        the resolved Spec
+    run.json         status, versions, timings, metrics; written last: its presence means complete
+    metrics.jsonl    one line per report: step, split, metric, value
+    artifact/        see artifact.py
+    checkpoints/
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 from pipelines.errors import ArtifactError, did_you_mean
 from pipelines.storage import Folder
+from pipelines.tasks import SCORES
 
 RECORD = "run.json"
 PACKAGES = ("heliostat", "ray", "lightgbm", "torch", "polars", "pyarrow", "numpy", "pandas")
-LOSS_METRICS = frozenset({"logloss", "brier", "rmse", "mae"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class RunStore:
         runs = self.list()
         found = [run for run in runs if run.id == reference]
         if not found:
-            hint = did_you_mean(reference, [run.id for run in runs]) if runs else "; there is none yet: heliostat run SPEC makes one"
+            hint = (
+                did_you_mean(reference, [run.id for run in runs]) if runs else "; there is none yet: heliostat run SPEC makes one"
+            )
             raise ArtifactError(f"there is no run '{reference}' in {self.folder}{hint}")
         return found[0]
 
@@ -123,11 +125,13 @@ def best(runs: list[Run]) -> Run:
     """The run with the best valid value of the latest run's first required metric, else of its task's first metric."""
     latest = runs[-1].record
     metric = next(iter(latest.get("require") or []), None) or latest["task"]["metric"]
-    sign = -1.0 if metric in LOSS_METRICS else 1.0
+    sign = 1.0 if metric in SCORES else -1.0
     scored = [(run.metrics.get("valid", {}).get(metric), run) for run in runs]
     known = [(sign * value, run.id, run) for value, run in scored if value is not None]
     if not known:
-        raise ArtifactError(f"no run of '{runs[-1].name}' has a valid '{metric}'; name one by its id, or take {runs[-1].name}@latest")
+        raise ArtifactError(
+            f"no run of '{runs[-1].name}' has a valid '{metric}'; name one by its id, or take {runs[-1].name}@latest"
+        )
     return max(known)[2]
 
 

@@ -139,8 +139,10 @@ def _lenient(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     dtype = {pa.int64(): pl.Int64, pa.float64(): pl.Float64, pa.bool_(): pl.Boolean, pa.large_string(): pl.String}
     series = pl.Series(values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values)
     if pa.types.is_timestamp(target):
-        parsed = series.str.to_datetime(strict=False, time_unit="us") if series.dtype == pl.String else series.is_null().replace_strict(
-            [True, False], [None, None], return_dtype=pl.Datetime("us")
+        parsed = (
+            series.str.to_datetime(strict=False, time_unit="us")
+            if series.dtype == pl.String
+            else series.is_null().replace_strict([True, False], [None, None], return_dtype=pl.Datetime("us"))
         )
     elif target == pa.bool_() and series.dtype == pl.String:
         parsed = series.str.to_lowercase().replace_strict(["true", "false"], [True, False], default=None, return_dtype=pl.Boolean)
@@ -180,4 +182,4 @@ def numbers(values: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float
         values = values.cast(pa.int64())
     elif pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
-    return values.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)

@@ -46,7 +46,9 @@ class SplitSpec(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> SplitSpec:
         if self.test + self.valid >= 1.0:
-            raise ValueError(f"test + valid is {self.test + self.valid:g}, which leaves nothing to train on; make the sum less than 1")
+            raise ValueError(
+                f"test + valid is {self.test + self.valid:g}, which leaves nothing to train on; make the sum less than 1"
+            )
         if self.by != "random" and self.column is None:
             raise ValueError(f"by: {self.by} needs 'column'")
         if self.by == "random" and self.column is not None:

@@ -23,7 +23,9 @@ def open_location(location: str) -> tuple[pa.fs.FileSystem, str]:
     try:
         filesystem, path = pa.fs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, ValueError, NotImplementedError) as error:
-        raise DataError(f"'{location}' cannot be opened: {one_line(error)}; expected a path or a URI that pyarrow.fs knows") from error
+        raise DataError(
+            f"'{location}' cannot be opened: {one_line(error)}; expected a path or a URI that pyarrow.fs knows"
+        ) from error
     return filesystem, path.rstrip("/")
 
 

@@ -226,7 +226,7 @@ def _classes(kind: TaskType, column: Column, counts: dict[Scalar, int] | None) -
             f"task.target: '{column.name}' {_found(counts)}, expected at most {MAX_CLASSES} classes; "
             f"choose another target, or {remedy}"
         )
-    return sorted(counts)
+    return sorted(value + 0.0 if isinstance(value, float) else value for value in counts)  # no -0.0
 
 
 def _positive(wanted: Scalar | None, column: Column, classes: list[Scalar]) -> Scalar:

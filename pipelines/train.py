@@ -10,10 +10,10 @@ from pipelines.artifact import write_manifest
 from pipelines.errors import SpecError, did_you_mean
 from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
 from pipelines.explain import checked
+from pipelines.notation import to_yaml
 from pipelines.prepare import PARTS, Prepared, prepare
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
-from pipelines.notation import to_yaml
 from pipelines.runs import Run
 from pipelines.spec import PipelineSpec
 from pipelines.tasks import Task
@@ -52,7 +52,9 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
     metric = getattr(params, "metric", None)
     if metric is not None and metric not in prepared.task.metric_names:
         known = prepared.task.metric_names
-        raise SpecError(f"model.params.metric: '{metric}' is no metric of a {prepared.task.type} task{did_you_mean(metric, known)}")
+        raise SpecError(
+            f"model.params.metric: '{metric}' is no metric of a {prepared.task.type} task{did_you_mean(metric, known)}"
+        )
     team = Team.plan(spec.train, free_slots(), ray.cluster_resources().get("GPU", 0), prepared.rows["train"])
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
     started = time.monotonic()
@@ -77,7 +79,11 @@ def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> 
         ("data.kinds", kinds, "from the columns' types"),
         ("data.split.cuts", prepared.cuts, "the fractions as points in time"),
         ("task.type", task.type, "from the target's values"),
-        ("task.positive", task.classes[1] if task.type == "binary" and task.classes else None, "the class that reads as yes, else the last"),
+        (
+            "task.positive",
+            task.classes[1] if task.type == "binary" and task.classes else None,
+            "the class that reads as yes, else the last",
+        ),
         ("features.columns", prepared.chains, "the chain of the column's kind"),
         ("model.params", params, "the family's defaults"),
         ("train.workers", team.workers, "free slots less one"),

@@ -130,11 +130,12 @@ def _server(details: ServeInstanceDetails) -> Server:
     options = details.http_options
     assert options is not None, "Serve always runs with an HTTP address here"
     anywhere = options.host in ("0.0.0.0", "::")
-    haproxy = any("HAPROXY" in (proxy.actor_name or "") for proxy in details.proxies.values())
+    # Both kinds of entry have actors of one name; only the class tells them apart.
+    entries = [ray.get_actor(proxy.actor_name, namespace="serve") for proxy in details.proxies.values() if proxy.actor_name]
     return Server(
         url=f"http://{_in_url(socket.gethostname() if anywhere else options.host)}:{options.port}",
         local_url=f"http://{_in_url('127.0.0.1' if anywhere else options.host)}:{options.port}",
-        haproxy=haproxy,
+        haproxy=any("HAProxy" in repr(entry) for entry in entries),
     )
 
 

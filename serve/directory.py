@@ -37,7 +37,7 @@ def _card(name: str) -> Card | None:
         handle = ray.serve.get_app_handle(name)
         if not handle.is_initialized:
             # The default follows how Ray was started, and in throughput mode works on an event loop only.
-            handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
+            handle._init(_run_router_in_separate_loop=True)
         return Card.model_validate(handle.card.remote().result(timeout_s=_CARD_TIMEOUT_S))
     except (TimeoutError, RayError, RayServeException):
         return None

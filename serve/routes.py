@@ -25,7 +25,8 @@ from serve.spec import LimitsSpec
 if TYPE_CHECKING:
     from pipelines.artifact import Artifact
 
-logger = logging.getLogger(__name__)
+# A child of Serve's logger, so that it writes into the log of the replica.
+logger = logging.getLogger("ray.serve.heliostat")
 
 # A smaller body is answered on the event loop, where a few rows take less time than the way to a thread and back.
 _INLINE_BYTES = 16 * 1024
@@ -110,6 +111,9 @@ class ModelApp:
         self._in_flight += 1
         body: bytes | None = None
         try:
+            # Let the requests that arrived together with this one be counted before it is answered: as the answer does not
+            # wait for anything, there would otherwise never be two in flight, here and in what Serve scales by.
+            await asyncio.sleep(0)
             async with asyncio.timeout(self.limits.timeout_s):
                 body = await _read(receive, headers.length, self.limits.body_bytes)
                 if len(body) < self._inline_bytes:

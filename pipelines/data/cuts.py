@@ -8,8 +8,9 @@ import numpy as np
 
 from pipelines.data.read import Block, Reader, stream
 from pipelines.data.source import Source, Unit
-from pipelines.data.split import SAMPLE_SALT, salted
+from pipelines.data.split import in_sample
 from pipelines.errors import DataError
+from pipelines.features.statistics import Numbers
 from pipelines.schema import numbers
 from pipelines.spec import SplitSpec
 
@@ -24,10 +25,9 @@ def time_cuts(source: Source, reader: Reader, spec: SplitSpec) -> list[str]:
     """
     assert spec.column is not None
     share = min(1.0, 1.1 * SAMPLE_ROWS / max(1, source.rows))
-    times: list[tuple[int, np.ndarray]] = []  # type: ignore[type-arg]
-    for unit, found, _ in stream(source, reader.only({spec.column}), Sampled(spec.column, share)):
-        times.append((unit.index, found))
-    values = np.sort(np.concatenate([found for _, found in times])) if times else np.array([])
+    each = Sampled(spec.column, share)
+    times = [found for _, found, _ in stream(source, reader.only({spec.column}), each)]
+    values = np.sort(np.concatenate(times)) if times else np.array([])
     if not len(values):
         raise DataError(f"data.split.column: '{spec.column}' has no value in any row; expected timestamps")
     quantiles = np.quantile(values, [1 - spec.test - spec.valid, 1 - spec.test], method="higher")
@@ -40,10 +40,7 @@ class Sampled:
     def __init__(self, column: str, share: float) -> None:
         self.column, self.share = column, share
 
-    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> np.ndarray:  # type: ignore[type-arg]
-        found = [
-            numbers(block.table[self.column])[salted(block.identity, SAMPLE_SALT) <= np.uint64(self.share * (2**64 - 1))]
-            for block in blocks
-        ]
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Numbers:
+        found = [numbers(block.table[self.column])[in_sample(block.identity, self.share)] for block in blocks]
         values = np.concatenate(found) if found else np.array([])
-        return values[~np.isnan(values)]
+        return np.asarray(values[~np.isnan(values)])

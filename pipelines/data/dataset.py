@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pipelines.data.read import Each, Reader
 
 
-class UnitDatasource(Datasource):  # type: ignore[misc]
+class UnitDatasource(Datasource):
     """One read task per group of units; each unit yields one row: its index and the result of `each`."""
 
     def __init__(self, reader: Reader, each: Each, tasks: list[list[Unit]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reader, self.each, self.tasks = reader, each, tasks
 
     def get_name(self) -> str:

@@ -70,7 +70,8 @@ class Parquet:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             metadata = file.metadata
         pieces: list[Piece] = []
-        first, rows, size, groups = 0, 0, 0, []
+        groups: list[int] = []
+        first, rows, size = 0, 0, 0
         for group in range(metadata.num_row_groups):
             group_size = metadata.row_group(group).total_byte_size
             if groups and size + group_size > PIECE_BYTES:
@@ -130,7 +131,9 @@ class CSV:
         try:
             codecs.lookup(self._encoding)
         except LookupError as error:
-            raise SpecError(f"data.options.encoding: '{self._encoding}' is unknown; expected a name such as utf8 or latin-1") from error
+            raise SpecError(
+                f"data.options.encoding: '{self._encoding}' is unknown; expected a name such as utf8 or latin-1"
+            ) from error
 
     def pieces(self, filesystem: pa.fs.FileSystem, path: str, size: int) -> list[Piece]:
         with filesystem.open_input_stream(path) as file:
@@ -154,7 +157,9 @@ class CSV:
         there = set(self.head(filesystem, path, 1).column_names)
         types = {name: pa.large_string() if lenient else type for name, type in types.items() if name in there}
         with filesystem.open_input_stream(path) as file:
-            reader = pa.csv.open_csv(file, self._read_options(CSV_BLOCK_BYTES), self._parse_options(path), self._convert_options(types))
+            reader = pa.csv.open_csv(
+                file, self._read_options(CSV_BLOCK_BYTES), self._parse_options(path), self._convert_options(types)
+            )
             for batch in reader:
                 for start in range(0, batch.num_rows, block_rows):
                     yield pa.Table.from_batches([batch.slice(start, block_rows)])

@@ -91,7 +91,9 @@ def _common_type(name: str, found: dict[Type, File], data: DataSpec) -> Type:
     if data.on_error == "null":
         return next(iter(found))  # the first file's type; what does not fit becomes null
     listed = ", ".join(f"{type} in {file.path}" for type, file in found.items())
-    raise DataError(f"data.source: column '{name}' differs between files: {listed}; write the files alike, or set data.on_error: null")
+    raise DataError(
+        f"data.source: column '{name}' differs between files: {listed}; write the files alike, or set data.on_error: null"
+    )
 
 
 def _kind(type: Type, values: list[pa.ChunkedArray]) -> Kind:
@@ -102,5 +104,8 @@ def _kind(type: Type, values: list[pa.ChunkedArray]) -> Kind:
         return "categorical"
     spaced = np.mean([" " in text for text in texts])
     different = len(set(texts)) / len(texts)
-    return "text" if np.mean([len(text) for text in texts]) > TEXT_MEAN_LENGTH and spaced > 0.5 and different > 0.5 else "categorical"
-
+    return (
+        "text"
+        if np.mean([len(text) for text in texts]) > TEXT_MEAN_LENGTH and spaced > 0.5 and different > 0.5
+        else "categorical"
+    )

@@ -7,7 +7,7 @@ split. It is a plain value, sent to wherever a unit is read. `stream` runs a fun
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipelines.data.source import Source, Unit, explained
 from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
+from pipelines.progress import Stage
 from pipelines.schema import ARROW, Schema, cast
 from pipelines.spec import DataSpec
 from pipelines.storage import one_line
@@ -212,6 +213,21 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
             if isinstance(result, UserError):
                 raise result
             yield source.units[index], result, counts
+
+
+def in_order(results: Iterable[tuple[Unit, Any, Counts]], stage: Stage, total: Counts | None = None) -> Iterator[Any]:
+    """Yield the results in source order, each as soon as all before it are there; count what was read."""
+    waiting: dict[int, Any] = {}
+    following = 0
+    for unit, result, counts in results:
+        stage.advance(counts.rows)
+        if total is not None:
+            total.add(counts)
+        waiting[unit.index] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+    assert not waiting, f"unit {following} was not read"
 
 
 def group_units(units: list[Unit], slots: int) -> list[list[Unit]]:

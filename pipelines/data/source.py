@@ -73,7 +73,10 @@ class Source:
         units: list[Unit] = []
         for file in files:
             with explained(file):
-                units += [Unit(len(units) + i, file, piece) for i, piece in enumerate(form.pieces(file.filesystem, file.path, file.size))]
+                units += [
+                    Unit(len(units) + i, file, piece)
+                    for i, piece in enumerate(form.pieces(file.filesystem, file.path, file.size))
+                ]
         return cls(form, name, files, units)
 
     @property
@@ -103,7 +106,9 @@ class explained:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # ArrowInvalid is a ValueError; OSError covers a missing, cut off or unreachable file.
         if isinstance(error, (ValueError, OSError)) and not isinstance(error, DataError):
-            raise DataError(f"{self._file.path}: cannot be read: {one_line(error)}; replace the file or take it out of data.source") from error
+            raise DataError(
+                f"{self._file.path}: cannot be read: {one_line(error)}; replace the file or take it out of data.source"
+            ) from error
 
 
 def _locations(source: Any) -> list[tuple[str | None, str]]:
@@ -119,7 +124,9 @@ def _find(location: str, split: str | None) -> list[File]:
     try:
         entry = filesystem.get_file_info(root)
         if entry.type == pyarrow.fs.FileType.NotFound:
-            raise DataError(f"data.source: '{location}' does not exist; check the path (relative paths start at the current folder)")
+            raise DataError(
+                f"data.source: '{location}' does not exist; check the path (relative paths start at the current folder)"
+            )
         if entry.type == pyarrow.fs.FileType.File:
             return [_file(filesystem, entry, root.rpartition("/")[0], split)]
         entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))

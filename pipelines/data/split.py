@@ -41,6 +41,11 @@ def uniform(hashes: Hashes) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def in_sample(identity: Hashes, share: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which rows are among a share of all rows, the same ones whatever is read."""
+    return uniform(salted(identity, SAMPLE_SALT)) < share
+
+
 def identity_of_rows(name_hash: int, first_row: int, rows: int) -> Hashes:
     """Identities of consecutive rows of a file."""
     numbers = np.arange(first_row, first_row + rows, dtype=np.uint64)

@@ -16,17 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.read import Block, Counts, Reader, stream
+from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
-from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, salted
-from pipelines.features.statistics import NumberStatistics, StringStatistics
+from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, in_sample, salted
+from pipelines.features.statistics import NumberStatistics, Statistics, StringStatistics
+from pipelines.features.transform import TEXT
 from pipelines.progress import Progress
 from pipelines.schema import Column, numbers, texts
 
 SAMPLE_ROWS = 200_000
 MAX_CLASSES = 1000
-
-Statistics = NumberStatistics | StringStatistics
 
 
 @dataclass
@@ -64,15 +63,16 @@ class Summarise:
         for block in blocks:
             rows = np.bincount(block.split, minlength=len(SPLITS)).tolist()
             train = block if rows[0] == len(block.split) else block.take(block.split == 0)
-            summary.merge(Summary(
-                {column.name: _statistics(column, train.table[column.name]) for column in self.columns},
-                _distinct(train.table[self.target]),
-                dict(zip(SPLITS, rows, strict=True)),
-            ))
-            hash = salted(train.identity, SAMPLE_SALT)
-            chosen = hash <= np.uint64(self.share * (2**64 - 1))
+            summary.merge(
+                Summary(
+                    {column.name: _statistics(column, train.table[column.name]) for column in self.columns},
+                    _distinct(train.table[self.target]),
+                    dict(zip(SPLITS, rows, strict=True)),
+                )
+            )
+            chosen = in_sample(train.identity, self.share)
             samples.append(train.table.filter(pa.array(chosen)))
-            hashes.append(hash[chosen])
+            hashes.append(salted(train.identity[chosen], SAMPLE_SALT))
         if samples:
             summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
         return summary
@@ -86,18 +86,12 @@ def summarise(source: Source, reader: Reader, columns: list[Column], progress: P
     assert reader.target is not None
     share = min(1.0, 1.05 * SAMPLE_ROWS / max(1, source.rows))
     total, counts = Summary({}, Counter(), dict.fromkeys(SPLITS, 0)), Counts()
-    waiting: dict[int, Summary] = {}
     samples: list[Summary] = []
+    each = Summarise(tuple(columns), reader.target, share)
     with progress.stage("statistics", total=source.rows) as stage:
-        for unit, summary, read in stream(source, reader, Summarise(tuple(columns), reader.target, share)):
-            counts.add(read)
-            stage.advance(read.rows)
-            waiting[unit.index] = summary
-            while len(samples) in waiting:  # fold what is complete, so that only what came early waits in memory
-                samples.append(waiting.pop(len(samples)))
-                total.merge(samples[-1])
-                samples[-1].columns = {}
-    assert not waiting and len(samples) == len(source.units), "a unit was not read"
+        for summary in in_order(stream(source, reader, each), stage, counts):
+            total.merge(summary)
+            samples.append(replace(summary, columns={}))
     return _with_sample(total, columns, samples), counts
 
 
@@ -120,13 +114,8 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
     return total
 
 
-def is_text(column: Column) -> bool:
-    """Whether the column is seen as text (else as numbers) by statistics and transforms."""
-    return column.kind in ("categorical", "text")
-
-
 def _statistics(column: Column, values: pa.ChunkedArray) -> Statistics:
-    return StringStatistics.of(texts(values)) if is_text(column) else NumberStatistics.of(numbers(values))
+    return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))
 
 
 def _distinct(values: pa.ChunkedArray) -> Counter[Any] | None:

@@ -97,7 +97,7 @@ class Index(Coding):
 class HashParams(Frozen):
     """How many codes there are."""
 
-    buckets: Annotated[int, Field(ge=2, le=2**24)] = 1024
+    buckets: Annotated[int, Field(ge=2, le=100_000)] = 1024
     """Texts share codes; about buckets / 2 categories keep most of them apart."""
 
 

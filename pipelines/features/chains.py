@@ -122,12 +122,11 @@ def _refusal(step: PlannedStep, form: Form, before: str | None, column: Column) 
 
 
 WORDS: dict[str, frozenset[Form]] = {
-    "numbers": frozenset({"numeric", "boolean"}),
-    "codes": frozenset({"code"}),
+    "numbers": frozenset({"numeric", "boolean", "code"}),
     "dates": frozenset({"datetime"}),
     "text": TEXT,
 }
 
 
 def _word(form: Form) -> str:
-    return next(word for word, forms in WORDS.items() if form in forms)
+    return "codes" if form == "code" else next(word for word, forms in WORDS.items() if form in forms)

@@ -197,11 +197,12 @@ def _most_frequent(counts: dict[str, int], dropped_max: int) -> tuple[dict[str, 
     if len(counts) <= LIMIT:
         return counts, dropped_max
     # Sorting only those at the edge: a column of identifiers comes here at every merge.
-    edge = int(-np.partition(-np.fromiter(counts.values(), np.int64, len(counts)), LIMIT - 1)[LIMIT - 1])
+    times_down = -np.partition(-np.fromiter(counts.values(), np.int64, len(counts)), [LIMIT - 1, LIMIT])
+    edge, dropped = int(times_down[LIMIT - 1]), int(times_down[LIMIT])
     kept = {text: times for text, times in counts.items() if times > edge}
     ties = sorted(text for text, times in counts.items() if times == edge)
     kept |= dict.fromkeys(ties[: LIMIT - len(kept)], edge)
-    return kept, dropped_max + edge
+    return kept, dropped_max + dropped
 
 
 def _plain(value: float) -> float | None:

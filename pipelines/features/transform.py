@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
@@ -72,7 +73,7 @@ class Transform(ABC):
 
     @abstractmethod
     def block(self, *values: Any, **more: Any) -> list[Values]:
-        """Apply to a block."""
+        """Apply to a block; the caller silences numpy's warnings of overflow."""
 
     @abstractmethod
     def row(self, *values: Any, **more: Any) -> list[Any]:
@@ -80,7 +81,8 @@ class Transform(ABC):
 
     def push(self, *statistics: Any, **more: Any) -> list[Statistics]:
         """Return the outputs' statistics for the step behind it: those of the row sample, or better where they follow exactly."""
-        return [described(values) for values in self.block(*map(sampled, statistics))]
+        with np.errstate(all="ignore"):
+            return [described(values) for values in self.block(*map(sampled, statistics))]
 
     def state(self) -> dict[str, Any]:
         """The fitted state as plain JSON."""

@@ -30,7 +30,7 @@ OBJECTIVES: Final = {"binary": "binary", "multiclass": "multiclass", "regression
 LOSSES: Final = {"binary": "logloss", "multiclass": "logloss", "regression": "rmse"}
 
 
-class Params(Frozen):
+class LightGBMParams(Frozen):
     """`model.params` of `type: lightgbm`; names as LightGBM spells them where it has them."""
 
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -74,12 +74,12 @@ OURS: Final = {"rounds", "early_stopping", "metric", "eval_every", "max_category
 class LightGBM:
     """A fitted ensemble of trees."""
 
-    Params: ClassVar[type[Params]] = Params
+    Params: ClassVar[type[Frozen]] = LightGBMParams
     chains: ClassVar[dict[Kind, Chain]] = {
         "numeric": [],  # LightGBM sends missing values to the better side
         "boolean": [],
-        "categorical": ["index"],
-        "datetime": [["parts"], ["elapsed"]],
+        "categorical": ["index"],  # type: ignore[dict-item]  # mypy does not try the union's members on a literal
+        "datetime": [["parts"], ["elapsed"]],  # type: ignore[dict-item]
     }
     trainer: ClassVar[str] = "lightgbm"
 
@@ -87,7 +87,7 @@ class LightGBM:
         self._booster = booster
 
     @classmethod
-    def fit(cls, params: Params, task: Task, worker: Worker) -> None:
+    def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
         Boosting(params, task, worker).run()
 
     @property
@@ -95,9 +95,8 @@ class LightGBM:
         return int(self._booster.current_iteration())
 
     def predict(self, matrix: Matrix) -> Matrix:
-        threads = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
-        scores: Matrix = self._booster.predict(matrix, raw_score=True, **threads)  # type: ignore[assignment]
-        return scores
+        threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
+        return np.asarray(self._booster.predict(matrix, raw_score=True, **threads))
 
     def save(self, folder: Path) -> None:
         (folder / "model.txt").write_text(self._booster.model_to_string(num_iteration=-1))
@@ -109,14 +108,16 @@ class LightGBM:
     @classmethod
     def of_text(cls, text: str) -> Self:
         """From LightGBM's text format, without its settings of the network: equal trees have equal bytes."""
-        text = re.sub(r"^\[(machines|local_listen_port|num_machines|machine_list_filename|time_out): .*\]\n", "", text, flags=re.M)
+        text = re.sub(
+            r"^\[(machines|local_listen_port|num_machines|machine_list_filename|time_out): .*\]\n", "", text, flags=re.M
+        )
         return cls(lgb.Booster(model_str=text))
 
 
 class Boosting:
     """One fit on one rank, from the start or from a checkpoint."""
 
-    def __init__(self, params: Params, task: Task, worker: Worker) -> None:
+    def __init__(self, params: LightGBMParams, task: Task, worker: Worker) -> None:
         self._params, self._task, self._worker = params, task, worker
         self._start = worker.start
         self._metric = params.metric or LOSSES[task.type]
@@ -204,11 +205,13 @@ class Boosting:
     def _add(self, metrics: Metrics, probabilities: Matrix, data: lgb.Dataset) -> list[tuple[str, float, bool]]:
         """LightGBM hands over answers, not raw scores; the logarithm brings them back."""
         if self._task.type == "regression":
-            metrics.add(data.get_label(), probabilities)
+            metrics.add(np.asarray(data.get_label()), probabilities)
         else:
             with np.errstate(divide="ignore"):
                 log = np.log(probabilities)
-                metrics.add(data.get_label(), log if self._task.type == "multiclass" else log - np.log1p(-probabilities))
+                metrics.add(
+                    np.asarray(data.get_label()), log if self._task.type == "multiclass" else log - np.log1p(-probabilities)
+                )
         return []
 
     def _stopped(self, step: int) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.prepared import Shards
-from pipelines.errors import ClusterError, DataError
+from pipelines.errors import DataError
 from pipelines.progress import Progress, Stage
 from pipelines.registry import MODELS, load
 from pipelines.spec import ModelSpec, TrainSpec
@@ -58,7 +58,15 @@ class Fit:
 
 
 def fit(
-    model: ModelSpec, train: TrainSpec, team: Team, task: Task, shards: Shards, *, folder: Folder, metrics: Folder, progress: Progress
+    model: ModelSpec,
+    train: TrainSpec,
+    team: Team,
+    task: Task,
+    shards: Shards,
+    *,
+    folder: Folder,
+    metrics: Folder,
+    progress: Progress,
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 

@@ -147,14 +147,18 @@ def train_loop(config: dict[str, Job]) -> None:
         # One start of the worker group; a group that died may have left sums half done.
         attempt=ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex),
     )
-    job.rendezvous.report.remote({"worker": {
-        "rank": rank,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "node": ray.util.get_node_ip_address(),
-        "rows": worker.rows("train"),
-        "from_step": worker.start.step if worker.start else 0,
-    }})
+    job.rendezvous.report.remote(
+        {
+            "worker": {
+                "rank": rank,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "node": ray.util.get_node_ip_address(),
+                "rows": worker.rows("train"),
+                "from_step": worker.start.step if worker.start else 0,
+            }
+        }
+    )
     family.fit(family.Params.model_validate(job.params), job.task, worker)
 
 

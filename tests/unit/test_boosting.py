@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.features.transform import Feature
-from pipelines.models.boosting import LightGBM, Params, join
+from pipelines.models.boosting import LightGBM, join
+from pipelines.models.boosting import LightGBMParams as Params
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.worker import Start, Worker
@@ -118,7 +119,7 @@ def test_a_resumed_fit_has_all_rounds_and_predicts_as_well(tmp_path: Path) -> No
     model.save(tmp_path)
     resumed = worker(tmp_path, Start(LightGBM.load(tmp_path), step, state))
     LightGBM.fit(Params(rounds=40, early_stopping=None), BINARY, resumed)
-    columns, y = table(4000)
+    columns, _ = table(4000)
     matrix = np.column_stack(columns)
     one, two = whole.kept[-1][1], resumed.kept[-1][1]
     assert one.rounds == two.rounds == 40 and [kept[0] for kept in resumed.kept] == [30, 40]

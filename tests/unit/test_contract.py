@@ -32,7 +32,9 @@ def test_a_good_row_becomes_canonical_values() -> None:
 
 
 def test_what_is_optional_may_be_missing_and_more_is_ignored() -> None:
-    assert Contract(SCHEMA).check_rows([{"n": 3, "s": None, "other": 1}]) == [{"n": 3, "x": None, "b": None, "s": None, "t": None}]
+    assert Contract(SCHEMA).check_rows([{"n": 3, "s": None, "other": 1}]) == [
+        {"n": 3, "x": None, "b": None, "s": None, "t": None}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,7 @@ def test_timestamps_in_their_forms(value: object, microseconds: int) -> None:
         ({"b": 1}, "b", 1, "boolean"),
         ({"s": 7}, "s", 7, "string"),
         ({"s": ["UA"]}, "s", "['UA']", "string"),
+        ({"s": "\ud800"}, "s", "\ud800", "string"),
         ({"t": "yesterday"}, "t", "yesterday", "ISO 8601"),
         ({"t": 5}, "t", 5, "ISO 8601"),
     ],

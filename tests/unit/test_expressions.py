@@ -54,7 +54,10 @@ def test_where_counts_null_as_not_true() -> None:
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
-        ("arr_dely > 15", r"data.derive.x: 'arr_dely > 15' uses the column 'arr_dely', which does not exist; did you mean 'arr_delay'\?"),
+        (
+            "arr_dely > 15",
+            r"data.derive.x: 'arr_dely > 15' uses the column 'arr_dely', which does not exist; did you mean 'arr_delay'\?",
+        ),
         ("arr_delay >", "data.derive.x: 'arr_delay >' is not an SQL expression"),
         ("arr_delay + carrier", "data.derive.x: 'arr_delay \\+ carrier' cannot be evaluated"),
         ("avg(arr_delay)", "looks at more than one row"),

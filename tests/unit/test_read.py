@@ -149,7 +149,9 @@ def test_kinds_are_inferred_and_overruled(tmp_path: Path) -> None:
             "day": [pl.date(2013, 1, 1), pl.date(2013, 1, 2)],
             "month": [1, 2],
         }
-    ).select(pl.all().exclude("day"), pl.Series("day", ["2013-01-01", "2013-01-02"]).str.to_date()).write_parquet(tmp_path / "a.parquet")
+    ).select(pl.all().exclude("day"), pl.Series("day", ["2013-01-01", "2013-01-02"]).str.to_date()).write_parquet(
+        tmp_path / "a.parquet"
+    )
     data = DataSpec(source=str(tmp_path), kinds={"month": "categorical"})
     schema = with_kinds(infer_schema(Source.open(data), data), data)
     assert {column.name: column.kind for column in schema.columns} == {
@@ -168,18 +170,55 @@ def test_kinds_are_inferred_and_overruled(tmp_path: Path) -> None:
         (lambda p: None, {"source": "{}/none.parquet"}, DataError, "'.*none.parquet' does not exist"),
         (lambda p: None, {"source": "{}"}, DataError, "has no files in it"),
         (lambda p: None, {"source": "{}/*.parquet"}, DataError, "matches no file"),
-        (lambda p: (p / "a.parquet").write_bytes(b"PAR1 not at all PAR1"), {"source": "{}"}, DataError, r"a\.parquet: cannot be read"),
+        (
+            lambda p: (p / "a.parquet").write_bytes(b"PAR1 not at all PAR1"),
+            {"source": "{}"},
+            DataError,
+            r"a\.parquet: cannot be read",
+        ),
         (lambda p: (p / "a.data").write_text("x"), {"source": "{}"}, SpecError, "data.format: cannot be told from the file name"),
-        (lambda p: frame().write_parquet(p / "a.parquet"), {"source": "{}", "options": {"x": 1}}, SpecError, "parquet takes no options"),
-        (lambda p: frame().write_csv(p / "a.csv"), {"source": "{}", "options": {"delimeter": ";"}}, SpecError, "did you mean 'delimiter'"),
-        (lambda p: (p / "a.csv").write_text("a,b\n1,2\n1,2,3\n"), {"source": "{}"}, DataError, r"a\.csv: cannot be read: CSV parse error: Row #3: Expected 2 columns, got 3"),
+        (
+            lambda p: frame().write_parquet(p / "a.parquet"),
+            {"source": "{}", "options": {"x": 1}},
+            SpecError,
+            "parquet takes no options",
+        ),
+        (
+            lambda p: frame().write_csv(p / "a.csv"),
+            {"source": "{}", "options": {"delimeter": ";"}},
+            SpecError,
+            "did you mean 'delimiter'",
+        ),
+        (
+            lambda p: (p / "a.csv").write_text("a,b\n1,2\n1,2,3\n"),
+            {"source": "{}"},
+            DataError,
+            r"a\.csv: cannot be read: CSV parse error: Row #3: Expected 2 columns, got 3",
+        ),
         (lambda p: (p / "a.csv").write_text(""), {"source": "{}"}, DataError, "has no files in it"),
-        (lambda p: frame().write_parquet(p / "a.parquet"), {"source": "{}", "kinds": {"q": "text"}}, SpecError, "data.kinds: there is no column 'q'"),
-        (lambda p: frame().write_parquet(p / "a.parquet"), {"source": "{}", "kinds": {"s": "numeric"}}, SpecError, "numeric does not go with string"),
-        (lambda p: frame().write_parquet(p / "a.parquet"), {"source": "{}", "key": ["id"]}, SpecError, "data.key: there is no column 'id'"),
+        (
+            lambda p: frame().write_parquet(p / "a.parquet"),
+            {"source": "{}", "kinds": {"q": "text"}},
+            SpecError,
+            "data.kinds: there is no column 'q'",
+        ),
+        (
+            lambda p: frame().write_parquet(p / "a.parquet"),
+            {"source": "{}", "kinds": {"s": "numeric"}},
+            SpecError,
+            "numeric does not go with string",
+        ),
+        (
+            lambda p: frame().write_parquet(p / "a.parquet"),
+            {"source": "{}", "key": ["id"]},
+            SpecError,
+            "data.key: there is no column 'id'",
+        ),
     ],
 )
-def test_wrong_sources_are_one_sentence(tmp_path: Path, make: Any, spec: dict[str, Any], kind: type[UserError], message: str) -> None:
+def test_wrong_sources_are_one_sentence(
+    tmp_path: Path, make: Any, spec: dict[str, Any], kind: type[UserError], message: str
+) -> None:
     make(tmp_path)
     spec["source"] = spec["source"].format(tmp_path)
     with pytest.raises(kind, match=message) as caught:

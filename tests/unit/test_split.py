@@ -43,7 +43,9 @@ def test_fractions_are_met() -> None:
 
 def test_another_seed_gives_other_rows() -> None:
     rows = identity_of_rows(1, 0, 1000)
-    assert not np.array_equal(assign(SplitSpec(seed=1), rows, None, NO_OWN, None), assign(SplitSpec(seed=2), rows, None, NO_OWN, None))
+    assert not np.array_equal(
+        assign(SplitSpec(seed=1), rows, None, NO_OWN, None), assign(SplitSpec(seed=2), rows, None, NO_OWN, None)
+    )
 
 
 def test_sample_and_split_are_independent() -> None:

@@ -1,0 +1,275 @@
+"""The commands: each loads a Spec or finds a Run, opens a session, calls one function and prints the result.
+
+Everything heavy is imported inside the commands, so that `--help` and a mistake in a Spec answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from app.endings import exits
+from pipelines.errors import RequirementError, SpecError
+
+cli = typer.Typer(
+    help="From Parquet or CSV to a served model on one Ray cluster: one YAML file, the Spec, says how.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs = typer.Typer(help="List, show and compare runs.", rich_markup_mode=None)
+cli.add_typer(runs, name="runs")
+
+Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="YAML files; later ones win.")]
+Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, a path or URI, NAME@latest or NAME@best.")]
+Address = Annotated[
+    str | None, typer.Option(help="The Ray to join; default: RAY_ADDRESS, else a private local one.", show_default=False)
+]
+Store = Annotated[
+    str | None, typer.Option(help="Path or URI of the run store; default: the Spec's, else runs.", show_default=False)
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a value of the Spec.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result, and only it, as one JSON object.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+def command(name: str, group: typer.Typer = cli, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose errors end as exit codes."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def ending(*args: Any, **kwargs: Any) -> None:
+            with exits(name):
+                function(*args, **kwargs)
+
+        group.command(name, **settings)(ending)
+        return function
+
+    return register
+
+
+@command("run")
+def run_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """Prepare, train and evaluate: from data to a scored run."""
+    from app.opening import free_slots, open_ray, open_spec, open_store
+    from app.output import output, print_run
+
+    spec, origins = open_spec(specs, store, sets or [])
+    from pipelines.train import run
+
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        try:
+            print_run(run(spec, progress=out.progress, free_slots=free_slots), out)
+        except RequirementError:
+            print_run(open_store(spec.store).find(f"{spec.name}@latest"), out)
+            raise
+
+
+@command("prepare")
+def prepare_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """Read, split, fit the preprocessor and write the prepared data."""
+    from app.opening import open_ray, open_spec
+    from app.output import output, print_prepared
+
+    spec, origins = open_spec(specs, store, sets or [])
+    from pipelines.prepare import prepare
+
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        print_prepared(prepare(spec, progress=out.progress), out)
+
+
+@command("train")
+def train_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """Prepare and train, without the test metrics."""
+    from app.opening import free_slots, open_ray, open_spec
+    from app.output import output, print_run
+
+    spec, origins = open_spec(specs, store, sets or [])
+    from pipelines.train import train
+
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        print_run(train(spec, progress=out.progress, free_slots=free_slots), out)
+
+
+@command("tune", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def tune_spec() -> None:
+    """Search for better hyperparameters."""
+    raise SpecError("heliostat tune: not yet")
+
+
+@command("evaluate")
+def evaluate_run(
+    reference: Reference,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Other data: all its rows count.", show_default=False)
+    ] = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on its own valid and test rows, or on other data."""
+    from app.opening import open_ray, open_run
+    from app.output import output, print_evaluation
+
+    run, spec, origins = open_run(reference, store, sets or [])
+    from pipelines.artifact import Artifact
+    from pipelines.evaluate import check_requirements, evaluate, require
+
+    task = Artifact.load(run.artifact).task
+    with origins.blaming():
+        check_requirements(spec, task)
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        found = evaluate(run, spec, source=data, progress=out.progress)
+        print_evaluation(run, found, out)
+        if data is None:
+            require(spec, task, found.metrics)
+
+
+@command("predict")
+def predict_source(
+    reference: Reference,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="File, folder, glob or URI.")],
+    to: Annotated[str, typer.Option("--out", metavar="DIR", help="A new folder, or a URI of one.", show_default=False)],
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Copy a column of the source.", show_default=False)
+    ] = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Answer every row of a source, as Parquet files in source order."""
+    from app.opening import open_ray, open_run
+    from app.output import output, print_predictions
+
+    run, spec, origins = open_run(reference, store, sets or [])
+    from pipelines.predict import predict
+
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        found = predict(str(run.artifact), source, to, keep=keep or [], data=spec.data, progress=out.progress)
+        print_predictions(run, found, out)
+
+
+@command("serve")
+def serve_runs(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Ids, paths, NAME@latest or NAME@best.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of a server that is started; one that runs keeps its own.")] = 8000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from other machines.")] = "127.0.0.1",
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running; needs --address.", show_default=False)] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show what is served.", show_default=False)] = False,
+    stop: Annotated[str | None, typer.Option(metavar="NAME", help="Take a model down.", show_default=False)] = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Serve runs over HTTP; says when ready and stays until Ctrl-C."""
+    if sum([bool(references), status, stop is not None]) != 1:
+        raise typer.BadParameter("give runs to serve, or --status, or --stop NAME")
+    from app import serving
+    from app.output import output
+
+    with output(as_json) as out:
+        if status:
+            serving.show_status(out, address=address)
+        elif stop is not None:
+            serving.stop_model(stop, out, address=address)
+        else:
+            where = serving.Where(address, host, port, detach)
+            serving.serve(references or [], out, where, store=store, sets=sets or [])
+
+
+@runs.callback(invoke_without_command=True)
+def list_runs(
+    context: typer.Context, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """List, show and compare runs."""
+    if context.invoked_subcommand is None:
+        with exits("runs"):
+            _look("list", [], store, sets, as_json)
+    elif address or store or sets or as_json:
+        raise typer.BadParameter(f"put options behind '{context.invoked_subcommand}'")
+
+
+@command("list", runs)
+def list_all(address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """List the complete runs, oldest first; the same as `heliostat runs`."""
+    _look("list", [], store, sets, as_json)
+
+
+@command("show", runs)
+def show_run(
+    reference: Reference, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """Show one run: its record and where its files are."""
+    _look("show", [reference], store, sets, as_json)
+
+
+@command("diff", runs)
+def diff_runs(
+    first: Reference, second: Reference, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """Compare two runs: Spec, data and metrics side by side."""
+    _look("diff", [first, second], store, sets, as_json)
+
+
+@command("submit")
+def submit_command(
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", help="The command, as it would stand behind `heliostat`.")
+    ],
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Run a command as a Ray job on --address.
+
+    The logs stream here, and the exit code is the command's own.
+    """
+    from app.submit import submit
+
+    common = [*(["--store", store] if store else []), *(word for one in sets or [] for word in ("--set", one))]
+    sys.exit(submit([*words, *common, *(["--json"] if as_json else [])], address=address))
+
+
+@command("demo")
+def show_demo(address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """The flights example, from Parquet to a served prediction."""
+    from app.demo import demo
+    from app.output import output
+
+    with output(as_json) as out:
+        demo(out, address=address, store=store, sets=sets or [])
+
+
+def _look(what: str, references: list[str], store: str | None, sets: list[str] | None, as_json: bool) -> None:
+    from app import compare, output
+    from app.opening import open_store
+
+    if sets:
+        raise SpecError(f"--set changes a Spec, and `runs {what}` reads none; leave it out")
+    with output.output(as_json) as out:
+        found = open_store(store)
+        chosen = [found.find(reference) for reference in references]
+        match chosen:
+            case []:
+                output.print_list(found.list(), out)
+            case [run]:
+                output.print_run(run, out)
+            case [first, second]:
+                compare.print_differences(first, second, out)

@@ -1,0 +1,64 @@
+"""How does a command open what it was given: a Spec, a Run, a Ray?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from app.session import Session, open_session, store_path
+from app.spec import Origins, Spec, parse_spec, read_spec
+from pipelines.errors import RequirementError, UserError
+
+if TYPE_CHECKING:
+    from pipelines.runs import Run, RunStore
+
+STORE = "runs"
+
+
+def open_spec(paths: Sequence[str], store: str | None, sets: Sequence[str]) -> tuple[Spec, Origins]:
+    """Read a Spec; its store becomes the place that it means here."""
+    spec, origins = read_spec(paths, sets)
+    return spec.replace({"store": store_path(store or spec.store)}), origins
+
+
+def open_store(store: str | None) -> RunStore:
+    """Open the run store that a command without a Spec means."""
+    from pipelines.runs import RunStore
+
+    return RunStore.at(store_path(store or STORE))
+
+
+def open_run(reference: str, store: str | None, sets: Sequence[str] = ()) -> tuple[Run, Spec, Origins]:
+    """Find a complete Run and read its resolved Spec, changed by `sets`."""
+    run = open_store(store).find(reference)
+    text = run.folder.read_bytes("spec.yaml").decode()
+    return run, *parse_spec([(f"{run.path}/spec.yaml", text)], sets)
+
+
+def joins(address: str | None) -> bool:
+    """Whether `open_ray` joins a Ray that outlives the command, rather than start one of its own."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+@contextlib.contextmanager
+def open_ray(address: str | None, *, serve_port: int | None = None, host: str = "127.0.0.1") -> Iterator[Session]:
+    """Join or start a Ray; a fault of ours that leaves it says where Ray's logs are."""
+    with open_session(address, serve_port=serve_port, host=host) as session:
+        try:
+            yield session
+        except (UserError, RequirementError):
+            raise
+        except Exception as error:
+            error.add_note(f"Ray's logs: {session.log_dir}")
+            raise
+
+
+def free_slots() -> float:
+    """Return how many CPU slots are free; raises `ClusterError`, naming who holds them, when there is none."""
+    from app import slots
+
+    found = slots.free_slots()
+    found.for_workers()
+    return found.free

@@ -1,0 +1,150 @@
+"""Where do results and progress go? Results to stdout, as text or as one JSON object; all else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from app.progress import Shown
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Evaluation
+    from pipelines.predict import Predictions
+    from pipelines.prepare import Prepared
+    from pipelines.runs import Run
+
+ORDER = ("prepare", "train", "valid", "test", "evaluate")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The two streams of one command."""
+
+    results: IO[str]
+    as_json: bool
+    progress: Shown
+
+    def result(self, content: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """Print the result: `content` for programs, `lines` for people."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, default=str) if self.as_json else "\n".join(lines)
+        print(text, file=self.results, flush=True)
+
+
+@contextlib.contextmanager
+def output(as_json: bool) -> Iterator[Output]:
+    """Open both streams; with JSON nothing else reaches stdout, not even what a library in C++ prints."""
+    from rich.console import Console
+
+    progress = Shown(Console(stderr=True))
+    if not as_json:
+        yield Output(sys.stdout, False, progress)
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(kept, "w", encoding="utf-8", closefd=False) as results, contextlib.redirect_stdout(sys.stderr):
+            yield Output(results, True, progress)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def print_run(run: Run, out: Output) -> None:
+    """Print a complete run; the JSON is its record."""
+    record = run.record
+    task, workers, seconds = record.get("task") or {}, record.get("workers") or [], record.get("seconds") or {}
+    lines = [
+        _line("run", f"{run.name}/{run.id}"),
+        _line("task", f"{task.get('type')}: {task.get('target')}"),
+        _line("rows", _rows(record)),
+        _line("seconds", ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in ordered(seconds))),
+        _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
+        *metric_lines(run.metrics, task.get("metric")),
+        _line("path", run.path),
+    ]
+    out.result({**record, "run": run.id, "path": run.path}, lines)
+
+
+def print_prepared(prepared: Prepared, out: Output) -> None:
+    """Print what `prepare` left."""
+    content = {"path": prepared.path, "rows": prepared.rows, "dropped": prepared.dropped, "reused": prepared.reused}
+    lines = [_line("rows", _rows(content)), _line("path", prepared.path)]
+    out.result({**content, "seconds": {"prepare": prepared.seconds}}, lines)
+
+
+def print_evaluation(run: Run, found: Evaluation, out: Output) -> None:
+    """Print metrics by split."""
+    content = {"run": run.id, "path": run.path, "task": run.record.get("task"), "metrics": found.metrics, "rows": found.rows}
+    lines = [
+        _line("run", f"{run.name}/{run.id}"),
+        _line("rows", _rows(content)),
+        *metric_lines(found.metrics, (run.record.get("task") or {}).get("metric")),
+    ]
+    out.result({**content, "seconds": {"evaluate": found.seconds}}, lines)
+
+
+def print_predictions(run: Run, found: Predictions, out: Output) -> None:
+    """Print where the answers are."""
+    content = {"run": run.id, "path": found.path, "rows": found.rows, "seconds": {"predict": found.seconds}}
+    out.result(content, [_line("rows", f"{found.rows:,}"), _line("path", found.path)])
+
+
+def print_list(runs: list[Run], out: Output) -> None:
+    """Print a line per run."""
+    content = {"runs": [{**run.record, "run": run.id, "path": run.path} for run in runs]}
+    lines = table(["NAME", "RUN", "TRAIN ROWS", "SECONDS", "METRIC"], [_row(run) for run in runs])
+    out.result(content, lines if runs else ["no run is complete yet: heliostat run SPEC makes one"])
+
+
+def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | None = None) -> list[str]:
+    """Metrics as a table, a column per split; the main metric stands first."""
+    splits = ordered(metrics)
+    names = sorted(dict.fromkeys(name for split in splits for name in metrics[split]), key=lambda name: name != main)
+    if not names:
+        return []
+    rows = [[name, *(number(metrics[split].get(name)) for split in splits)] for name in names]
+    return [_line(name, line) for name, line in zip(["metrics"] + [""] * len(rows), table(["", *splits], rows), strict=True)]
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """Lines of columns that stand below each other."""
+    cells = [head, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def ordered(found: Mapping[str, Any]) -> list[str]:
+    """The splits or stages of a record in their own order, whatever order JSON kept."""
+    return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def number(value: float | None) -> str:
+    """A metric as text; one that the data does not define is a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _row(run: Run) -> list[str]:
+    record = run.record
+    metric = (record.get("task") or {}).get("metric", "")
+    best = next(
+        (f"{split} {metric} {number(run.metrics[split].get(metric))}" for split in ("test", "valid") if split in run.metrics), "-"
+    )
+    seconds = sum((record.get("seconds") or {}).values())
+    return [run.name, run.id, f"{(record.get('rows') or {}).get('train', 0):,}", f"{seconds:.1f}", best]
+
+
+def _rows(record: Mapping[str, Any]) -> str:
+    counts = record.get("rows") or {}
+    rows = ", ".join(f"{split} {counts[split]:,}" for split in ordered(counts))
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in (record.get("dropped") or {}).items() if count)
+    return f"{rows} (dropped: {dropped})" if dropped else rows
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<10}{text}".rstrip()

@@ -1,0 +1,98 @@
+"""Which processes belong to a private Ray, and are they gone with it?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+TIMEOUT_S = 5
+OWNER = "heliostat-owner"
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Finish what takes a second or two even when the user presses Ctrl-C once more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_when_terminated() -> None:
+    """Let SIGTERM end the session in order. Ray's own handler writes a trace of its C++ to stderr first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def ray_processes() -> list[psutil.Process]:
+    """List the processes of this process's Ray, known by the name of its session, also of one that only half started."""
+    session = re.compile(rf"/session_[\d_-]+_{os.getpid()}\b")
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if session.search(" ".join(child.cmdline())):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def end(processes: list[psutil.Process], folder: Path, *, wait_s: float = TIMEOUT_S) -> None:
+    """Wait until they are gone, and end what stays."""
+    haproxies = [process for process in psutil.process_iter() if _is_haproxy_of(folder, process)]
+    for process in haproxies:  # they outlive the actor that started them
+        _kill(process)
+    _, alive = psutil.wait_procs([*processes, *haproxies], timeout=wait_s)
+    for process in alive:
+        _kill(process)
+    psutil.wait_procs(alive, timeout=TIMEOUT_S)
+
+
+def mark(folder: Path) -> None:
+    """Write into a session's folder which process it belongs to."""
+    me = psutil.Process()
+    (folder / OWNER).write_text(f"{me.pid} {me.create_time()}")
+
+
+def sweep(parent: Path) -> None:
+    """End what is left of sessions whose process was killed: HAProxy, which still holds its port, and their folders."""
+    for marker in parent.glob(f"*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError):  # another user's, or being removed right now
+            pid, created = marker.read_text().split()
+            if not _runs(int(pid), float(created)):
+                end([], marker.parent)
+                shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _runs(pid: int, created: float) -> bool:
+    try:
+        return psutil.Process(pid).create_time() == created  # a number is given again to other processes
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_haproxy_of(folder: Path, process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "haproxy" in process.name() and any(str(folder) in word for word in process.cmdline())
+    return False
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.kill()
