@@ -82,7 +82,7 @@ def _unseen(spec: Spec, path: str) -> list[tuple[dict[str, Any], float]]:
 
     from pipelines.data.source import Source
     from pipelines.data.split import SPLITS, assign, identity_of_rows
-    from pipelines.profile import to_plain
+    from pipelines.profiles import to_plain
 
     table = pq.read_table(path)
     file = next(file for file in Source.open(spec.data).files if file.path == path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -34,6 +35,12 @@ def serve_environment() -> dict[str, str]:
     }
 
 
+def train_environment() -> dict[str, str]:
+    """Return what Ray Train reads from the process that starts a fit."""
+    # How often the controller looks at its workers; it was 2 s, and the end of a fit waits for two such looks.
+    return {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+
+
 def private_environment(folder: str) -> dict[str, str]:
     """Return that of one private Ray: all that Ray Serve opens is its own, so two of them can serve on one machine."""
     first = free_ports(4 + 2 * REPLICA_PORTS)
@@ -54,11 +61,21 @@ def private_environment(folder: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
     }
-    chosen = serve_environment() | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)), "RAY_AUTH_MODE": "token"}
+    chosen = {
+        **serve_environment(),
+        **train_environment(),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_AUTH_MODE": "token",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away; a process less for each fit
+    }
     if not _haproxy_installed():
         chosen["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
-    # What the user has set wins, except for ports and paths: those may come from a session around this process.
-    return {name: os.environ.get(name, value) for name, value in chosen.items()} | own
+    return unless_set(chosen) | own  # ports and paths always: those that are set may belong to a session around this process
+
+
+def unless_set(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the same variables with the values that the user has given them already."""
+    return {name: os.environ.get(name, value) for name, value in values.items()}
 
 
 def _haproxy_installed() -> bool:
@@ -68,7 +85,10 @@ def _haproxy_installed() -> bool:
 
 @contextlib.contextmanager
 def surroundings_kept() -> Iterator[None]:
-    """Put back what Ray, as early as its import, and `set_environment` change here: RAY_ variables and the SIGTERM handler."""
+    """Keep Ray's log off the terminal, and put back what Ray, as early as its import, and `set_environment` change here.
+
+    That is RAY_ variables, the levels of loggers and the handler of SIGTERM. What Ray logs stands in its files.
+    """
 
     def concerned(name: str) -> bool:
         return name.startswith("RAY_") or name == "PYTHONBREAKPOINT"
@@ -79,9 +99,15 @@ def surroundings_kept() -> Iterator[None]:
     clusters = constants.ENABLE_RAY_CLUSTER
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
+    ray_log, serve_log = logging.getLogger("ray"), logging.getLogger("ray.serve")
+    level = ray_log.level
+    ray_log.setLevel(logging.ERROR)
+    serve_log.addFilter(_is_error)  # a filter stays when Ray Serve, imported later, sets up its logger
     try:
         yield
     finally:
+        serve_log.removeFilter(_is_error)
+        ray_log.setLevel(level)
         for name in [name for name in os.environ if concerned(name) and name not in before]:
             del os.environ[name]
         os.environ.update(before)
@@ -89,6 +115,10 @@ def surroundings_kept() -> Iterator[None]:
         _look_again()
         if in_main_thread:
             signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def set_environment(values: Mapping[str, str], *, loopback: bool) -> None:

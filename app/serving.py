@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,8 @@ def serve(references: Sequence[str], out: Output, where: Where, *, store: str | 
             return
         try:
             with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                while True:  # a wait without end would not see a signal that reaches another thread
+                    time.sleep(0.5)
             say("stopping")
         finally:
             for name in [] if session.private else [run.name for run, _ in found]:  # a private Ray takes all with it

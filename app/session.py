@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from app.address import check_reachable, locate, one_line
-from app.environment import has_token, make_token, private_environment, serve_environment, set_environment, surroundings_kept
+from app.environment import (
+    has_token,
+    make_token,
+    private_environment,
+    serve_environment,
+    set_environment,
+    surroundings_kept,
+    train_environment,
+    unless_set,
+)
 from app.ports import refuse_taken
 from app.processes import TIMEOUT_S, end, exit_when_terminated, mark, ray_processes, signals_held, sweep
 from app.slots import Slots, free_slots
@@ -78,7 +87,7 @@ def open_session(
         sweep(FOLDERS)
         if wanted == "local" and serve_port is not None:
             refuse_taken(host, serve_port)
-        folder = stack.enter_context(_quiet_folder())
+        folder = stack.enter_context(_own_folder())
         session = stack.enter_context(_private(folder, slots, object_store_mb) if wanted == "local" else _joined(folder, wanted))
         exit_when_terminated()
         yield session
@@ -136,12 +145,14 @@ def _lean_start() -> Iterator[None]:
     """Keep `ray.init` from starting three processes that a private Ray has no work for and cannot be told to leave out.
 
     The API server (there is no dashboard), the autoscaler's monitor (one node) and the log monitor (`log_to_driver` is off). A
-    later Ray that calls these methods otherwise starts all three: two seconds more, 280 MB, and nothing breaks.
+    later Ray that calls these methods otherwise starts all three: two seconds more, 280 MB, and nothing breaks. On the way the
+    agent gets a port of its own: Ray gives all agents of a machine the same, and all but the first try for it for 4 s, in vain.
     """
     from ray._private.node import Node
 
     def no_api_server(self: Any, **_: Any) -> None:
         self._webui_url = ""
+        self._ray_params.dashboard_agent_listen_port = 0
 
     replaced = {"start_api_server": no_api_server, "start_monitor": lambda self: None, "start_log_monitor": lambda self: None}
     originals = {name: getattr(Node, name) for name in replaced if hasattr(Node, name)}
@@ -159,8 +170,9 @@ def _joined(folder: Path, address: str) -> Iterator[Session]:
     import ray
 
     location = locate(address)
-    mode = {} if "RAY_AUTH_MODE" in os.environ or not has_token() else {"RAY_AUTH_MODE": "token"}
-    set_environment(_quiet_environment(folder) | mode, loopback=location.startswith(("127.", "localhost:", "[::1]:")))
+    mode = {"RAY_AUTH_MODE": "token"} if has_token() else {}
+    environment = unless_set(train_environment() | mode) | _quiet_environment(folder)
+    set_environment(environment, loopback=location.startswith(("127.", "localhost:", "[::1]:")))
     check_reachable(location)
     try:
         try:
@@ -205,15 +217,12 @@ def _describe(*, private: bool) -> Session:
 
 
 @contextlib.contextmanager
-def _quiet_folder() -> Iterator[Path]:
-    """Make the session's own folder, and keep Ray's libraries from writing to the terminal: they have their log files.
+def _own_folder() -> Iterator[Path]:
+    """Make the session's own folder.
 
     A short path: below it Ray puts unix sockets behind 56 characters of a node's id, and the system allows 107 in all.
     Only its owner may enter: HAProxy's admin socket lies in it, open to whoever reaches it.
     """
-    ray_log, serve_log = logging.getLogger("ray"), logging.getLogger("ray.serve")
-    level = ray_log.level
-    serve_log.addFilter(_is_error)  # a filter stays when Ray Serve, imported later, sets up its logger
     folder = Path(tempfile.mkdtemp(prefix="hs-", dir=FOLDERS))
     try:
         mark(folder)
@@ -221,12 +230,6 @@ def _quiet_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        serve_log.removeFilter(_is_error)
-        ray_log.setLevel(level)  # `ray.init` sets it
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def _quiet_environment(folder: Path) -> dict[str, str]:

@@ -151,7 +151,7 @@ def _wrong(row: int, name: str, type: Type, value: object) -> InputError:
     )
 
 
-def _integer(value: Any) -> int:
+def _integer(value: object) -> int:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and value.is_integer():
@@ -197,7 +197,7 @@ def _timestamp(value: Any) -> int:
     if value.tzinfo is not None:
         value = value.astimezone(UTC).replace(tzinfo=None)
     since = value - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return int((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 CHECKS: Final[dict[Type, Callable[[Any], Any]]] = {

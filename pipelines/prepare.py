@@ -21,7 +21,7 @@ from pipelines.errors import DataError, SpecError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
-from pipelines.profile import profile_of
+from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema

@@ -177,7 +177,7 @@ def texts(values: pa.ChunkedArray) -> pa.Array:
 
 
 def numbers(values: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The values of a numeric, boolean or datetime column as float64: booleans 0 and 1, timestamps microseconds, NaN = missing."""
+    """A numeric, boolean or datetime column as float64: booleans 0 and 1, timestamps microseconds, NaN = missing."""
     if pa.types.is_timestamp(values.type):
         values = values.cast(pa.int64())
     elif pa.types.is_boolean(values.type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import math
 import time
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.spec import Frozen
 from serve.directory import MODEL, standings
 from serve.errors import RequestError, respond
 from serve.overview import Standing, build_root
-from serve.routes import ModelApp, build_app
+from serve.routes import ModelApp, build_app, logger
 from serve.spec import LimitsSpec, ServeSpec
 
 LOOK_BACK_S = 10.0
@@ -50,7 +51,17 @@ def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.
         health_check_timeout_s=10,
         **_scaling(spec) if replicas.max > replicas.min else {"num_replicas": replicas.min},
     )(ModelReplica)
+    # With a version of its own a changed `user_config` reaches the running replicas; without one, each deploy replaces them all.
+    deployment = deployment.options(version=_code_version(), _internal=True)
     return deployment.bind(name, max(1, math.ceil(spec.cpus)))
+
+
+def _code_version() -> str:
+    """What tells replicas of one release from those of another, which has to replace them."""
+    try:
+        return importlib.metadata.version("heliostat")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "0"
 
 
 def root_application() -> ray.serve.Application:
@@ -84,19 +95,28 @@ class ModelReplica:
 
     def __init__(self, name: str, threads: int) -> None:
         self._name, self._threads = name, threads
-        self._config: ReplicaConfig | None = None
+        self._artifact: str | None = None
+        self._problem: str | None = None
         self._switch = _Switch()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load what the config names, beside what answers now; Serve calls this at the start and at every change."""
         config = ReplicaConfig.model_validate(user_config)
-        self._switch.app = await asyncio.to_thread(self._build, config)
-        self._config = config
+        try:
+            self._switch.app = await asyncio.to_thread(self._build, config)
+        except Exception as error:
+            if self._switch.app is None:
+                raise
+            # Serve would end this replica, and start one that fails in the same way.
+            logger.exception("%s goes on with %s", self._name, self._artifact)
+            self._problem = str(error)
+        else:
+            self._artifact, self._problem = config.artifact, None
 
     def _build(self, config: ReplicaConfig) -> ModelApp:
         running = self._switch.app
-        keep = running is not None and self._config is not None and self._config.artifact == config.artifact
-        artifact = running.artifact if running is not None and keep else Artifact.load(config.artifact)
+        same = running is not None and self._artifact == config.artifact
+        artifact = running.artifact if running is not None and same else Artifact.load(config.artifact)
         return build_app(artifact, self._name, limits=config.limits, tokens=config.tokens, threads=self._threads)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -109,7 +129,7 @@ class ModelReplica:
         """What the root application tells about this model."""
         app = self._switch.app
         assert app is not None, "Serve shows a replica to others only once it is configured"
-        return app.card().model_dump()
+        return {**app.card().model_dump(), "problem": self._problem}
 
 
 class _Switch:

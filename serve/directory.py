@@ -27,12 +27,13 @@ def standings(known: Mapping[str, Card] | None = None) -> list[Standing]:
         if deployment is None:
             continue  # the root, or an application that is not ours
         replicas = deployment.replica_states.get(ReplicaState.RUNNING, 0)
-        card = (_card(name) if replicas else None) or (known or {}).get(name)
+        card = (ask_card(name) if replicas else None) or (known or {}).get(name)
         result.append(Standing(name=name, ready=replicas > 0, replicas=replicas, message=deployment.message, card=card))
     return result
 
 
-def _card(name: str) -> Card | None:
+def ask_card(name: str) -> Card | None:
+    """Ask one replica of a model for its card; None when it does not answer in time."""
     try:
         handle = ray.serve.get_app_handle(name)
         if not handle.is_initialized:

@@ -25,6 +25,8 @@ class Card(Frozen):
     openapi: dict[str, Any]
     tokens: dict[str, str]
     """Digests of the tokens it accepts; none: it is open."""
+    problem: str | None = None
+    """Why the replica did not take over what it was last told to."""
 
 
 class Standing(Frozen):
@@ -35,6 +37,11 @@ class Standing(Frozen):
     replicas: int
     message: str = ""
     card: Card | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The run that answers."""
+        return self.card.version if self.card else None
 
 
 def build_root(standings: Callable[[], Awaitable[list[Standing]]]) -> FastAPI:
@@ -93,10 +100,9 @@ def _opens(standing: Standing, authorization: bytes | None) -> bool:
 
 
 def _line(standing: Standing) -> dict[str, Any]:
-    card = standing.card
     return {
         "name": standing.name,
-        "version": card.version if card else None,
+        "version": standing.version,
         "ready": standing.ready,
         "replicas": standing.replicas,
         "url": f"/v2/models/{standing.name}",

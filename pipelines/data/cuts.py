@@ -10,7 +10,7 @@ from pipelines.data.read import Block, Reader, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import in_sample
 from pipelines.errors import DataError
-from pipelines.features.statistics import Numbers
+from pipelines.features.stats import Numbers
 from pipelines.schema import numbers
 from pipelines.spec import SplitSpec
 

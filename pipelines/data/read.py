@@ -209,7 +209,7 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     dataset = ray.data.read_datasource(UnitDatasource(reader, each, tasks), override_num_blocks=max(1, len(tasks)))
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
-            result, counts = pickle.loads(payload)  # written a moment ago by our own task, never stored
+            result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
             if isinstance(result, UserError):
                 raise result
             yield source.units[index], result, counts

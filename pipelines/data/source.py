@@ -94,7 +94,7 @@ class Source:
         return [[file.split, file.path, file.name, file.size, file.mtime_ns] for file in self.files]
 
 
-class explained:
+class explained:  # noqa: N801  # used as a verb: with explained(file)
     """Turn an error of reading one file into a sentence that names the file."""
 
     def __init__(self, file: File) -> None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, in_sample, salted
-from pipelines.features.statistics import NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT
 from pipelines.progress import Progress
 from pipelines.schema import Column, numbers, texts

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
 from pipelines.spec import Frozen
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipelines.features.statistics import Numbers, NumberStatistics, Statistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics
 from pipelines.features.transform import Feature, Form, Transform, Values
 from pipelines.spec import Frozen
 

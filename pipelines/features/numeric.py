@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import model_validator
 
 from pipelines.errors import DataError, SpecError
-from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
 from pipelines.spec import Frozen
 

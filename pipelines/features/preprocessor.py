@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines.errors import DataError
 from pipelines.features.chains import PlannedStep, parsed, plan, transform_class
-from pipelines.features.statistics import Numbers, Statistics
+from pipelines.features.stats import Numbers, Statistics
 from pipelines.features.transform import TEXT, Feature, Transform, Value, Values
 from pipelines.schema import Column, category_text, numbers, texts
 from pipelines.spec import Chain

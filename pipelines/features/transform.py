@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.spec import Frozen, Kind
 
 Values: TypeAlias = Numbers | pa.Array

@@ -10,6 +10,7 @@ Booster bins each feature from a single rank's rows.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
@@ -272,4 +273,4 @@ def _split(text: str) -> tuple[str, list[str]]:
     body = text[: text.index("end of trees")]
     starts = [match.start() for match in re.finditer(r"^Tree=\d+", body, flags=re.M)]
     borders = [*starts, len(body)]
-    return body[: borders[0]], [body[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return body[: borders[0]], [body[a:b] for a, b in itertools.pairwise(borders)]

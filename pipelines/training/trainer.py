@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,11 +98,12 @@ def fit(
     workers: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         hear = Hearing(stack, progress, metrics, workers)
-        stack.enter_context(_listening(rendezvous, hear))
         try:
-            result = trainer.fit()
+            result = _listen_until(_in_background(trainer.fit), rendezvous, hear)
         except TrainingFailedError as error:
             raise _explained(error) from error
+        finally:
+            ray.kill(rendezvous)
     assert result.checkpoint is not None, "a fit ends with a report that carries its model"
     left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
     state = json.loads(left.read_bytes(STATE))
@@ -118,29 +120,34 @@ def _lightgbm() -> Any:
 TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm}
 
 
-@contextlib.contextmanager
-def _listening(rendezvous: Any, hear: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Pass on what the ranks report while the fit blocks this thread; nothing is left behind when it ends."""
+def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """Run it in a thread that does not outlive the process.
+
+    In the main thread Ray Train would take Ctrl-C for itself and end the process with 0.
+    """
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed on
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="heliostat-fit", daemon=True).start()
+    return future
+
+
+def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: Callable[[dict[str, Any]], None]) -> Any:
+    """Pass on what the ranks report until the fit has ended; return its result or raise its error."""
     import ray
 
-    done = threading.Event()
-
-    def listen() -> None:
-        while not done.wait(POLL_S):
+    ended = False
+    while not ended:
+        ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
+        with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node; the fit tells
             for entry in ray.get(rendezvous.drain.remote()):
                 hear(entry)
-
-    listener = threading.Thread(target=listen, name="heliostat-reports", daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        done.set()
-        listener.join()
-        with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node
-            for entry in ray.get(rendezvous.drain.remote()):
-                hear(entry)
-        ray.kill(rendezvous)
+    return done.result()
 
 
 @dataclass

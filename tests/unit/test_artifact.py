@@ -17,7 +17,7 @@ from pipelines.artifact import Artifact, write_manifest
 from pipelines.errors import ArtifactError, InputError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
-from pipelines.features.statistics import NumberStatistics, StringStatistics
+from pipelines.features.stats import NumberStatistics, StringStatistics
 from pipelines.models.boosting import LightGBM
 from pipelines.schema import Column, Schema, cast, numbers, texts
 from pipelines.spec import FeaturesSpec

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipelines.errors import DataError, SpecError
 from pipelines.features.preprocessor import Preprocessor
-from pipelines.features.statistics import NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT
 from pipelines.schema import ARROW, Column, numbers, texts
 from pipelines.spec import Chain, FeaturesSpec, Kind

@@ -20,7 +20,7 @@ from pipelines.errors import DataError
 from pipelines.features.categorical import Hash, Index, OneHot
 from pipelines.features.dates import Elapsed, Parts
 from pipelines.features.numeric import Impute, Scale
-from pipelines.features.statistics import Numbers, NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
 from pipelines.registry import TRANSFORMS, load
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.features import statistics
-from pipelines.features.statistics import Numbers, NumberStatistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, StringStatistics
 
 NAN, INF = math.nan, math.inf
 LETTERS = st.lists(st.none() | st.sampled_from("abcdef"), max_size=60)
