@@ -58,8 +58,9 @@ def check_reachable(location: str) -> None:
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise ClusterError(refused_token(f"the Ray at {location}")) from error
-        answer = f"no answer within {TIMEOUT_S} s" if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else error.details()
-        raise ClusterError(f"no Ray can be reached at {location} ({one_line(answer)}); {EXPECTED}") from error
+        late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        said = f"no answer within {TIMEOUT_S} s" if late else _said(str(error.details()))
+        raise ClusterError(f"no Ray can be reached at {location} ({said}); {EXPECTED}") from error
     if reply.ray_version != ray.__version__:
         raise ClusterError(
             f"the Ray at {location} is {reply.ray_version}, here it is {ray.__version__}; install the same on both"
@@ -73,6 +74,11 @@ def refused_token(who: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return the first line of what Ray says, without the address of the peer that gRPC puts before it."""
-    lines = str(text).strip().splitlines() or [type(text).__name__]
-    return lines[0].rsplit("last error: ", 1)[-1].strip()
+    """Return the first line of what Ray says."""
+    return (str(text).strip().splitlines() or [type(text).__name__])[0]
+
+
+def _said(details: str) -> str:
+    if "HTTP/2" in details or "http2" in details:
+        return "another program answers there"
+    return details.rpartition(": ")[2].lower()

@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 ROOT = Path(__file__).parents[1]
 SPEC = "examples/flights/flights.yaml"
 DATA = "examples/flights/data"
-FLIGHTS = 4
+FLIGHTS = 6
 
 
 def demo(out: Output, *, address: str | None, store: str | None, sets: Sequence[str]) -> None:
@@ -109,16 +109,20 @@ def _beside(flights: list[tuple[dict[str, Any], float]], predictions: list[dict[
         late = "late" if prediction["label"] else "on time"
         flight = f"{row['carrier']} {row['flight']} {row['origin']} to {row['dest']}"
         lines.append([flight, row["time_hour"][:13] + "h", f"{prediction['probability']:.2f}", late, happened])
-    return table(["FLIGHT", "LEAVES (UTC)", "P(LATE)", "PREDICTED", "ARRIVED"], lines)
+    return [
+        "",
+        "Late means more than 15 minutes:",
+        *table(["FLIGHT", "LEAVES (UTC)", "P(LATE)", "PREDICTED", "WHAT HAPPENED"], lines),
+    ]
 
 
 def _next(name: str) -> list[str]:
     return [
         "What to try next:",
         f"  heliostat runs show {name}@latest",
-        f"  heliostat serve {name}@latest            and open http://127.0.0.1:8000/docs",
+        f"  heliostat serve {name}@latest      then open http://127.0.0.1:8000/docs",
         f"  heliostat run {SPEC} --set model.params.num_leaves=31",
-        "  heliostat runs                             then: heliostat runs diff RUN RUN",
+        "  heliostat runs                     then: heliostat runs diff RUN RUN",
         "  your own data: copy the Spec, change data.source and task.target",
     ]
 

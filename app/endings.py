@@ -24,7 +24,6 @@ KEPT = {
     "train": HALF_RUN,
     "prepare": f"what was complete in STORE/cache is kept; {AGAIN}",
     "predict": f"the output has no _manifest.json and is not complete; {AGAIN}",
-    "submit": "the job goes on; `ray job logs` and `ray job stop` reach it",
 }
 
 

@@ -99,15 +99,19 @@ def surroundings_kept() -> Iterator[None]:
     clusters = constants.ENABLE_RAY_CLUSTER
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
+    # Parts of Ray set their own loggers' level when they are imported; all but Ray Serve write through the handlers of `ray`.
     ray_log, serve_log = logging.getLogger("ray"), logging.getLogger("ray.serve")
-    level = ray_log.level
-    ray_log.setLevel(logging.ERROR)
-    serve_log.addFilter(_is_error)  # a filter stays when Ray Serve, imported later, sets up its logger
+    level, handlers = ray_log.level, {handler: handler.level for handler in ray_log.handlers}
+    for handler in handlers:
+        handler.setLevel(logging.ERROR)
+    serve_log.addFilter(_is_error)  # it clears its handlers, and leaves a filter
     try:
         yield
     finally:
         serve_log.removeFilter(_is_error)
-        ray_log.setLevel(level)
+        ray_log.setLevel(level)  # `ray.init` sets it
+        for handler, handler_level in handlers.items():
+            handler.setLevel(handler_level)
         for name in [name for name in os.environ if concerned(name) and name not in before]:
             del os.environ[name]
         os.environ.update(before)

@@ -36,10 +36,10 @@ def submit(command: Sequence[str], *, address: str | None = None, working_dir: s
     wanted = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not wanted:
         raise ClusterError("submit needs a Ray that is already there: --address http://HOST:8265, its dashboard, or RAY_ADDRESS")
-    sent = upload(Path(working_dir))
-    if sent.left_out:
-        _say(sent.note)
     with surroundings_kept():
+        sent = upload(Path(working_dir))
+        if sent.left_out:
+            _say(sent.note)
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to the address that it is given
             os.environ.pop(name, None)
         mode = {"RAY_AUTH_MODE": "token"} if has_token() else {}

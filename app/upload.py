@@ -66,7 +66,7 @@ def _sizes(root: Path) -> dict[str, int]:
             found[path.relative_to(root).as_posix()] = path.stat().st_size
 
     with_ignored = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"
-    _dir_travel(root, [_get_excludes(root, NEVER)], take, include_gitignore=not with_ignored, logger=None)
+    _dir_travel(root, [_get_excludes(root, NEVER)], take, include_gitignore=not with_ignored)
     return found
 
 

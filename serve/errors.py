@@ -31,11 +31,7 @@ class RequestError(Exception):
     @classmethod
     def of_input(cls, error: InputError) -> RequestError:
         """The answer to a request whose rows break the contract."""
-        answer = cls(422, str(error), row=error.row, column=error.column, expected=error.expected)
-        if error.expected is not None:
-            # What was found may be a null, which is not the same as a fact that does not apply.
-            answer.facts["found"] = _shown(error.found)
-        return answer
+        return cls(422, str(error), row=error.row, column=error.column, found=_shown(error.found), expected=error.expected)
 
     @classmethod
     def internal(cls) -> RequestError:

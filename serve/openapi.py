@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from serve.tensors import DATATYPES
@@ -86,9 +88,9 @@ def _property(column: Column, profile: dict[str, Any]) -> dict[str, Any]:
     if column.nullable:
         described["type"] = [described["type"], "null"]
     words: list[str] = [column.kind]
-    if profile.get("min") is not None and profile.get("max") is not None:
-        described["x-range"] = [profile["min"], profile["max"]]
-        words.append(f"in the training data from {profile['min']} to {profile['max']}")
+    if (seen := _range(column, profile)) is not None:
+        described["x-range"] = seen
+        words.append(f"in the training data from {seen[0]} to {seen[1]}")
     categories = [value for value, _ in profile.get("top") or []]
     if column.kind == "categorical" and categories:
         described["x-categories"] = categories[:_CATEGORIES_LISTED]
@@ -96,6 +98,18 @@ def _property(column: Column, profile: dict[str, Any]) -> dict[str, Any]:
         words.append("known: " + ", ".join(map(str, categories[:_CATEGORIES_LISTED])) + more)
     words.append("may be null or missing" if column.nullable else "required")
     return described | {"description": "; ".join(words)}
+
+
+def _range(column: Column, profile: dict[str, Any]) -> list[Any] | None:
+    """The least and the greatest value of the training data, as a row would have them; statistics know only floats."""
+    low, high = profile.get("min"), profile.get("max")
+    if low is None or high is None or column.type in ("bool", "string"):
+        return None
+    if column.type == "timestamp":
+        with contextlib.suppress(ValueError, OverflowError):  # beyond the year 9999, which ISO 8601 cannot say either
+            return [datetime.fromtimestamp(end / 1e6, UTC).replace(tzinfo=None).isoformat() for end in (low, high)]
+        return None
+    return [int(low), int(high)] if column.type == "int64" else [low, high]
 
 
 def _rows(artifact: Artifact, name: str, limits: LimitsSpec) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class ModelApp:
                     return operation(body)
                 return await asyncio.get_running_loop().run_in_executor(self._pool, operation, body)
         except TimeoutError:
-            late = "the answer took" if body is not None else "the body did not arrive within"
+            late = "the answer took longer than" if body is not None else "the body did not arrive within"
             raise RequestError(504 if body is not None else 408, f"{late} {self.limits.timeout_s:g} s") from None
         finally:
             self._in_flight -= 1
