@@ -81,7 +81,8 @@ def bare(source: str) -> dict[str, Any]:
     rounds, patience = params.pop("rounds"), params.pop("early_stopping")
     categorical = [frame.columns.index(name) for name in texts if frame[name].n_unique() <= 256]
     settings = {
-        **params, "objective": "binary", "metric": "binary_logloss", "min_sum_hessian_in_leaf": 1.0, "lambda_l2": 1.0, "verbosity": -1,
+        **params, "objective": "binary", "metric": "binary_logloss", "verbosity": -1,
+        "min_sum_hessian_in_leaf": 1.0, "lambda_l2": 1.0,
     }  # fmt: skip
     train = lgb.Dataset(matrix[splits == 0], y[splits == 0], categorical_feature=categorical)
     valid = lgb.Dataset(matrix[splits == 1], y[splits == 1], reference=train)

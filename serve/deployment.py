@@ -22,6 +22,11 @@ from serve.routes import ModelApp, build_app, logger
 from serve.spec import LimitsSpec, ServeSpec
 
 LOOK_BACK_S = 10.0
+# What a replica tells about its requests in flight: counted 50 times, not 5, in the window, and each second, not each tenth.
+_REPLICA_ENVIRONMENT = {
+    "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.02",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
 _STALE_S = 1.0
 # Serve makes a record of each request at INFO, even where no one keeps it: 3 % of a one-row request.
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
@@ -43,7 +48,7 @@ def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.
     deployment: ray.serve.Deployment = ray.serve.deployment(
         name=MODEL,
         user_config=config.model_dump(),
-        ray_actor_options={"num_cpus": spec.cpus},
+        ray_actor_options={"num_cpus": spec.cpus, "runtime_env": {"env_vars": _REPLICA_ENVIRONMENT}},
         # The replica refuses what is over its limit itself, in the one shape of errors; Serve's own queue stays out of the way.
         max_ongoing_requests=max(1000, 4 * spec.limits.in_flight),
         logging_config=_LOGGING,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.features import statistics
+from pipelines.features import stats
 from pipelines.features.stats import Numbers, NumberStatistics, StringStatistics
 
 NAN, INF = math.nan, math.inf
@@ -123,7 +123,7 @@ def test_strings_rank_by_frequency_then_text() -> None:
 
 @pytest.mark.parametrize(("rows", "dropped_max"), [("dccbbbaae", 1), ("ddccbbbaa", 2)])
 def test_beyond_the_limit_the_most_frequent_stay(monkeypatch: pytest.MonkeyPatch, rows: str, dropped_max: int) -> None:
-    monkeypatch.setattr(statistics, "LIMIT", 3)
+    monkeypatch.setattr(stats, "LIMIT", 3)
 
     found = StringStatistics.of(strings(list(rows)))
 
@@ -135,7 +135,7 @@ def test_beyond_the_limit_the_most_frequent_stay(monkeypatch: pytest.MonkeyPatch
 @given(st.lists(LETTERS, min_size=1, max_size=6))
 def test_counts_beyond_the_limit_keep_their_bound(blocks: list[list[str | None]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "LIMIT", 3)
+        patch.setattr(stats, "LIMIT", 3)
         found = reduce(StringStatistics.merge, [StringStatistics.of(strings(block)) for block in blocks])
     rows = pd.Series([text for block in blocks for text in block], dtype=object)
 
