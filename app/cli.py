@@ -127,7 +127,7 @@ def evaluate_run(
     from pipelines.artifact import Artifact
     from pipelines.evaluate import check_requirements, evaluate, require
 
-    task = Artifact.load(run.artifact).task
+    task = Artifact.load(run.artifact, model=False).task
     with origins.blaming():
         check_requirements(spec, task)
     with output(as_json) as out, open_ray(address), origins.blaming():

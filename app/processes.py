@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ import psutil
 
 TIMEOUT_S = 5
 OWNER = "heliostat-owner"
+RAY_FOLDER = "ray-folder"
+"""Names, in a session's folder, the one of its Ray: what Ray spilled there would stay after a kill."""
 
 
 @contextlib.contextmanager
@@ -29,7 +32,8 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: somebody's C code
+                signal.signal(number, handler)
 
 
 def exit_when_terminated() -> None:
@@ -64,27 +68,27 @@ def end(processes: list[psutil.Process], folder: Path, *, wait_s: float = TIMEOU
     psutil.wait_procs(alive, timeout=TIMEOUT_S)
 
 
-def mark(folder: Path) -> None:
-    """Write into a session's folder which process it belongs to."""
-    me = psutil.Process()
-    (folder / OWNER).write_text(f"{me.pid} {me.create_time()}")
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a lock in a session's folder: the system takes it away with the process, however that ends."""
+    with open(folder / "new", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / OWNER)  # never seen without its lock
+        yield
 
 
 def sweep(parent: Path) -> None:
-    """End what is left of sessions whose process was killed: HAProxy, which still holds its port, and their folders."""
+    """End what is left of this user's sessions that were killed: HAProxy, which still holds its port, and files."""
     for marker in parent.glob(f"*/{OWNER}"):
-        with contextlib.suppress(OSError, ValueError):  # another user's, or being removed right now
-            pid, created = marker.read_text().split()
-            if not _runs(int(pid), float(created)):
-                end([], marker.parent)
-                shutil.rmtree(marker.parent, ignore_errors=True)
-
-
-def _runs(pid: int, created: float) -> bool:
-    try:
-        return psutil.Process(pid).create_time() == created  # a number is given again to other processes
-    except psutil.NoSuchProcess:
-        return False
+        with contextlib.suppress(OSError), open(marker) as file:  # OSError: locked, or removed right now
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                continue
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            end([], marker.parent)
+            if (noted := marker.parent / RAY_FOLDER).exists():
+                for spilled in Path(noted.read_text()).glob("ray_spilled_objects*"):
+                    shutil.rmtree(spilled, ignore_errors=True)
+            shutil.rmtree(marker.parent, ignore_errors=True)
 
 
 def _is_haproxy_of(folder: Path, process: psutil.Process) -> bool:

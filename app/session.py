@@ -25,7 +25,7 @@ from app.environment import (
     unless_set,
 )
 from app.ports import refuse_taken
-from app.processes import TIMEOUT_S, end, exit_when_terminated, mark, ray_processes, signals_held, sweep
+from app.processes import RAY_FOLDER, TIMEOUT_S, end, exit_when_terminated, owned, ray_processes, signals_held, sweep
 from app.slots import Slots, free_slots
 from pipelines.errors import ClusterError
 
@@ -131,7 +131,9 @@ def _private(folder: Path, slots: int | None, object_store_mb: int | None) -> It
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        yield _describe(private=True)
+        session = _describe(private=True)
+        (folder / RAY_FOLDER).write_text(str(Path(session.log_dir).parent))
+        yield session
     finally:
         with signals_held():
             processes = ray_processes()
@@ -225,9 +227,9 @@ def _own_folder() -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="hs-", dir=FOLDERS))
     try:
-        mark(folder)
         (folder / DATA_LOGGING).write_text(json.dumps(_DATA_LOGGING))  # JSON is YAML
-        yield folder
+        with owned(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

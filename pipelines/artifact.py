@@ -50,10 +50,11 @@ class Artifact:
     profile: dict[str, Any]
 
     @classmethod
-    def load(cls, location: str | Folder) -> Artifact:
+    def load(cls, location: str | Folder, *, model: bool = True) -> Artifact:
         """Load from a path or URI: an artifact folder, or the folder of a run.
 
-        Raises `ArtifactError` when it is missing, incomplete, damaged or of a newer format. Nothing in it is executed.
+        Without `model` it cannot predict, and the family's library is not imported. Raises `ArtifactError` when it is missing,
+        incomplete, damaged or of a newer format. Nothing in it is executed.
         """
         folder = location if isinstance(location, Folder) else Folder.at(location)
         if not folder.exists(MANIFEST) and folder.exists(f"artifact/{MANIFEST}"):
@@ -69,7 +70,7 @@ class Artifact:
                 schema=Schema.model_validate(read("schema.json")),
                 preprocessor=Preprocessor.from_json(read("preprocessor.json")),
                 task=Task.model_validate(read("task.json")),
-                model=family.load(local / "model"),
+                model=family.load(local / "model") if model else None,
                 profile=read("profile.json"),
             )
 

@@ -39,7 +39,7 @@ def evaluate(run: Run, spec: PipelineSpec, *, source: str | list[str] | None = N
     The metrics are merged from sums per read unit, in source order. Nothing is written.
     """
     started = time.monotonic()
-    artifact = Artifact.load(run.artifact)
+    artifact = Artifact.load(run.artifact, model=False)
     data = spec.data if source is None else spec.data.model_copy(update={"source": source, "split": SplitSpec()})
     files = Source.open(data)
     reader = reader_for(artifact, files, data, target=artifact.task.target, keep=[])

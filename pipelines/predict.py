@@ -47,25 +47,25 @@ def predict(
     to read the source (format, options, derive); its `where` does not act here.
     """
     started = time.monotonic()
-    loaded_here = Artifact.load(artifact)
+    described = Artifact.load(artifact, model=False)
     reading = (
         DataSpec(source=source)
         if data is None
         else data.model_copy(update={"source": source, "split": SplitSpec(), "where": None})
     )
-    reading = reading.model_copy(update={"derive": loaded_here.schema.derive, "kinds": {}, "key": []})
+    reading = reading.model_copy(update={"derive": described.schema.derive, "kinds": {}, "key": []})
     files = Source.open(reading)
-    reader = reader_for(loaded_here, files, reading, target=None, keep=keep or [])
+    reader = reader_for(described, files, reading, target=None, keep=keep or [])
     folder = _fresh(Folder.at(out))
-    each = Answer(artifact, loaded_here.version, tuple(keep or []), folder)
+    each = Answer(artifact, described.version, tuple(keep or []), folder)
     with progress.stage("predict", total=files.rows) as stage:
         parts = [part for part in in_order(stream(files, reader, each), stage) if part[1]]
     rows = sum(count for _, count in parts)
     folder.write_json(
         MANIFEST,
         {
-            "model": loaded_here.name,
-            "version": loaded_here.version,
+            "model": described.name,
+            "version": described.version,
             "rows": rows,
             "files": [{"file": file, "rows": count} for file, count in parts],
         },

@@ -13,8 +13,9 @@ import pytest
 
 from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.features.transform import Feature
-from pipelines.models.boosting import LightGBM, join
+from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting import LightGBMParams as Params
+from pipelines.models.boosting_fit import join
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.worker import Start, Worker
@@ -89,7 +90,7 @@ def test_streamed_rows_give_the_model_of_plain_lightgbm(tmp_path: Path) -> None:
 def test_every_row_is_in_the_first_tree(tmp_path: Path) -> None:
     run = worker(tmp_path)
     LightGBM.fit(Params(rounds=1, early_stopping=None), BINARY, run)
-    tree = run.kept[-1][1]._booster.dump_model()["tree_info"][0]["tree_structure"]
+    tree = run.kept[-1][1].booster.dump_model()["tree_info"][0]["tree_structure"]
     assert tree["internal_count"] == 4000
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.environment import has_token, make_token, private_environment, serve_environment
 from app.ports import free_ports, is_free, refuse_taken
-from app.processes import OWNER, mark, sweep
+from app.processes import OWNER, RAY_FOLDER, owned, sweep
 from app.session import store_path
 from pipelines.errors import ClusterError
 
@@ -98,11 +98,11 @@ def test_the_token_is_readable_for_its_owner_alone_and_stays(monkeypatch: pytest
 
 
 def test_what_a_killed_session_left_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
-    dead, living = tmp_path / "hs-dead", tmp_path / "hs-living"
-    dead.mkdir()
-    living.mkdir()
-    (dead / OWNER).write_text(f"{os.getpid()} 1.0")  # the number is in use again, by a process that started later
-    mark(living)
+    dead, living, spilled = tmp_path / "hs-dead", tmp_path / "hs-living", tmp_path / "ray" / "ray_spilled_objects_1"
+    for folder in (dead, living, spilled):
+        folder.mkdir(parents=True)
+    (dead / OWNER).touch()
+    (dead / RAY_FOLDER).write_text(str(spilled.parent))
     tail = shutil.which("tail")
     assert tail is not None
     shutil.copy(tail, tmp_path / "haproxy")
@@ -110,10 +110,12 @@ def test_what_a_killed_session_left_is_swept_and_a_living_one_is_not(tmp_path: P
     wait_for_name(left.pid, "haproxy")
 
     try:
-        sweep(tmp_path)
+        with owned(living):
+            sweep(tmp_path)
 
         assert not psutil.pid_exists(left.pid)
         assert not dead.exists() and living.exists()
+        assert spilled.parent.exists() and not spilled.exists()
     finally:
         left.kill()
 
