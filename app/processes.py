@@ -58,14 +58,11 @@ def ray_processes() -> list[psutil.Process]:
 
 
 def end(processes: list[psutil.Process], folder: Path, *, wait_s: float = TIMEOUT_S) -> None:
-    """Wait until they are gone, and end what stays."""
-    haproxies = [process for process in psutil.process_iter() if _is_haproxy_of(folder, process)]
-    for process in haproxies:  # they outlive the actor that started them
-        _kill(process)
-    _, alive = psutil.wait_procs([*processes, *haproxies], timeout=wait_s)
-    for process in alive:
-        _kill(process)
-    psutil.wait_procs(alive, timeout=TIMEOUT_S)
+    """Wait until they are gone, and end what stays; then HAProxy, which outlives the actor that starts it, again and again."""
+    others = [process for process in processes if not _is_haproxy_of(folder, process)]
+    _, alive = psutil.wait_procs(others, timeout=wait_s)
+    _kill(alive)
+    _kill([process for process in psutil.process_iter() if _is_haproxy_of(folder, process)])
 
 
 @contextlib.contextmanager
@@ -97,6 +94,8 @@ def _is_haproxy_of(folder: Path, process: psutil.Process) -> bool:
     return False
 
 
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.kill()
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=TIMEOUT_S)

@@ -47,6 +47,8 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
 
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
+    if spec.train.gpu is True and not family.uses_gpu:
+        raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs here; set it to auto or false")
     prepared = prepare(spec, progress=progress)
     check_requirements(spec, prepared.task)
     metric = getattr(params, "metric", None)
@@ -55,7 +57,8 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
         raise SpecError(
             f"model.params.metric: '{metric}' is no metric of a {prepared.task.type} task{did_you_mean(metric, known)}"
         )
-    team = Team.plan(spec.train, free_slots(), ray.cluster_resources().get("GPU", 0), prepared.rows["train"])
+    gpus = ray.cluster_resources().get("GPU", 0) if family.uses_gpu else 0
+    team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
     started = time.monotonic()
     made = Run.create(spec.store, spec.name)

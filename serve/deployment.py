@@ -51,6 +51,8 @@ def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.
         ray_actor_options={"num_cpus": spec.cpus, "runtime_env": {"env_vars": _REPLICA_ENVIRONMENT}},
         # The replica refuses what is over its limit itself, in the one shape of errors; Serve's own queue stays out of the way.
         max_ongoing_requests=max(1000, 4 * spec.limits.in_flight),
+        graceful_shutdown_timeout_s=spec.limits.timeout_s + 5,  # no request lasts longer
+        graceful_shutdown_wait_loop_s=0.5,
         logging_config=_LOGGING,
         health_check_period_s=5,
         health_check_timeout_s=10,

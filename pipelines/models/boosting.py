@@ -72,6 +72,7 @@ class LightGBM:
         "datetime": [["parts"], ["elapsed"]],  # type: ignore[dict-item]
     }
     trainer: ClassVar[str] = "lightgbm"
+    uses_gpu: ClassVar[bool] = False
 
     def __init__(self, booster: lgb.Booster) -> None:
         self.booster = booster

@@ -23,6 +23,10 @@ class Model(Protocol):
     """The section `model.params` of the Spec: names, bounds, defaults."""
     chains: ClassVar[dict[Kind, Chain]]
     """The transforms of each kind where the Spec names none; a kind that is absent is left out of the features."""
+    trainer: ClassVar[str]
+    """Which trainer of Ray Train starts its workers: a key of `training.trainer.TRAINERS`."""
+    uses_gpu: ClassVar[bool]
+    """Whether a GPU makes it faster."""
 
     @classmethod
     def fit(cls, params: Any, task: Task, worker: Worker) -> None:

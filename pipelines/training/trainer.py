@@ -37,7 +37,7 @@ class Team:
         """Turn `auto` into numbers.
 
         Workers: the free slots less one, which Ray Data needs while others read. A lone worker may use the threads of the slot
-        left over. Raises `DataError` when there are more workers than rows.
+        left over. `gpus` are those that the family could use. Raises `DataError` when there are more workers than rows.
         """
         workers = spec.workers if spec.workers != "auto" else max(1, min(int(free_slots) - 1, rows))
         if workers > rows:

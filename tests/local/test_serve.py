@@ -199,6 +199,24 @@ def test_a_large_body_of_unknown_size_is_refused(server: Any) -> None:
     connection.close()
 
 
+def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    from serve.deploy import serve_runs, status, stop
+
+    path = str(artifacts["houses-1"])
+    greedy = ServeSpec.model_validate({"cpus": 64})
+    with pytest.raises(ClusterError, match=r"'greedy' did not get ready.*needs 64 CPU slots.*serve\.cpus"):
+        serve_runs([("greedy", path, greedy)], token=TOKEN, wait_s=2)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], token=TOKEN)
+    with pytest.raises(SpecError, match="there is no token"):
+        serve_runs([("houses", path, HOUSES)])
+    with pytest.raises(ClusterError, match="did you mean 'houses'"):
+        stop("house")
+
+    wait_for(lambda: [model.name for model in status().models] == ["flats", "houses"], "the refused model to go")
+    assert predict(server, {"rows": [ROW]}).status_code == 200
+
+
 def test_a_new_version_takes_over_without_a_lost_request(server: Any, artifacts: dict[str, Path]) -> None:
     from serve.deploy import serve_runs
 
@@ -234,24 +252,6 @@ def test_replicas_follow_the_load(server: Any) -> None:
     assert set(replicas) == {1, 2}
     assert len(worked) == 2
     wait_for(lambda: running(server) == 1, "only one replica")
-    assert predict(server, {"rows": [ROW]}).status_code == 200
-
-
-def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
-    from serve.deploy import serve_runs, status, stop
-
-    path = str(artifacts["houses-1"])
-    greedy = ServeSpec.model_validate({"cpus": 64})
-    with pytest.raises(ClusterError, match=r"'greedy' did not get ready.*needs 64 CPU slots.*serve\.cpus"):
-        serve_runs([("greedy", path, greedy)], token=TOKEN, wait_s=2)
-    with pytest.raises(ArtifactError, match="does not exist"):
-        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], token=TOKEN)
-    with pytest.raises(SpecError, match="there is no token"):
-        serve_runs([("houses", path, HOUSES)])
-    with pytest.raises(ClusterError, match="did you mean 'houses'"):
-        stop("house")
-
-    wait_for(lambda: [model.name for model in status().models] == ["flats", "houses"], "the refused model to go")
     assert predict(server, {"rows": [ROW]}).status_code == 200
 
 
