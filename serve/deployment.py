@@ -8,6 +8,7 @@ import math
 import time
 from typing import Any
 
+import ray
 import ray.serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
@@ -22,10 +23,13 @@ from serve.routes import ModelApp, build_app, logger
 from serve.spec import LimitsSpec, ServeSpec
 
 LOOK_BACK_S = 10.0
-# What a replica tells about its requests in flight: counted 50 times, not 5, in the window, and each second, not each tenth.
-_REPLICA_ENVIRONMENT = {
+# Read by the process of a replica when it starts, so they hold on a Ray that someone else started too.
+_ENVIRONMENT = {
+    # Requests in flight are counted 50 times in the look-back window, not 5, and told each second, not each tenth.
     "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.02",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    # A replica that is to end stays reachable so long, not 30 s. HAProxy knows within a second; later it retries elsewhere.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
 }
 _STALE_S = 1.0
 # Serve makes a record of each request at INFO, even where no one keeps it: 3 % of a one-row request.
@@ -48,7 +52,7 @@ def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.
     deployment: ray.serve.Deployment = ray.serve.deployment(
         name=MODEL,
         user_config=config.model_dump(),
-        ray_actor_options={"num_cpus": spec.cpus, "runtime_env": {"env_vars": _REPLICA_ENVIRONMENT}},
+        ray_actor_options={"num_cpus": spec.cpus, "runtime_env": _runtime_env()},
         # The replica refuses what is over its limit itself, in the one shape of errors; Serve's own queue stays out of the way.
         max_ongoing_requests=max(1000, 4 * spec.limits.in_flight),
         graceful_shutdown_timeout_s=spec.limits.timeout_s + 5,  # no request lasts longer
@@ -63,6 +67,12 @@ def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.
     return deployment.bind(name, max(1, math.ceil(spec.cpus)))
 
 
+def _runtime_env() -> dict[str, Any]:
+    """That of the job, of which Serve would keep only the working_dir, with the environment above."""
+    job = dict(ray.get_runtime_context().runtime_env)
+    return job | {"env_vars": job.get("env_vars", {}) | _ENVIRONMENT}
+
+
 def _code_version() -> str:
     """What tells replicas of one release from those of another, which has to replace them."""
     try:
@@ -74,7 +84,10 @@ def _code_version() -> str:
 def root_application() -> ray.serve.Application:
     """Return the Serve application at `/`."""
     deployment: ray.serve.Deployment = ray.serve.deployment(
-        name="root", ray_actor_options={"num_cpus": 0}, logging_config=_LOGGING
+        name="root",
+        ray_actor_options={"num_cpus": 0, "runtime_env": _runtime_env()},
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config=_LOGGING,
     )(RootReplica)
     return deployment.bind()
 

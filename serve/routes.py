@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.errors import InputError
 from serve import auth, openapi, tensors
+from serve.body import Body, Headers
 from serve.errors import RequestError, one_shape, respond
 from serve.overview import Card
 from serve.spec import LimitsSpec
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 # A child of Serve's logger, so that it writes into the log of the replica.
 logger = logging.getLogger("ray.serve.heliostat")
 
-# A smaller body is answered on the event loop, where a few rows take less time than the way to a thread and back.
+# A body is answered on the event loop up to this size and this time; the way to a thread and back takes longer than a few rows.
 _INLINE_BYTES = 16 * 1024
-_INLINE_S = 0.001
+_INLINE_S = 0.002
 
 
 def build_app(
@@ -41,31 +43,31 @@ def build_app(
     The example rows kept in the Artifact are predicted once: an Artifact that cannot do that takes no request.
     """
     pool = ThreadPoolExecutor(threads, "predict")
-    return ModelApp(artifact, name, limits or LimitsSpec(), tokens or {}, pool, _row_s(artifact))
+    return ModelApp(artifact, name, limits or LimitsSpec(), tokens or {}, pool, _inline_bytes(artifact))
 
 
-def _row_s(artifact: Artifact) -> float:
-    """Seconds that one row takes once everything is warm."""
+def _inline_bytes(artifact: Artifact) -> int:
+    """The size of a body that the event loop can answer itself, by the time that one row takes once everything is warm."""
     if not artifact.examples:
-        return 0.0
+        return _INLINE_BYTES
     artifact.predict_rows(artifact.examples)
     times = []
     for _ in range(3):
         start = time.perf_counter()
         artifact.predict_rows(artifact.examples[:1])
         times.append(time.perf_counter() - start)
-    return min(times)
+    rows = _INLINE_S / max(min(times), 1e-6)
+    return min(_INLINE_BYTES, int(rows * len(orjson.dumps({"rows": artifact.examples[:1]}))))
 
 
 class ModelApp:
     """The ASGI application of one model: its version, its limits, and how many requests it works on."""
 
     def __init__(
-        self, artifact: Artifact, name: str, limits: LimitsSpec, tokens: Mapping[str, str], pool: ThreadPoolExecutor, row_s: float
+        self, artifact: Artifact, name: str, limits: LimitsSpec, tokens: Mapping[str, str], pool: ThreadPoolExecutor, inline: int
     ) -> None:
         self.artifact, self.name, self.limits, self.tokens = artifact, name, limits, tokens
-        self._pool = pool
-        self._inline_bytes = _INLINE_BYTES if row_s < _INLINE_S else 0
+        self._pool, self._inline_bytes = pool, inline
         self._in_flight = 0
         base = f"/v2/models/{name}"
         self._operations = {f"{base}/predict": self._predict, f"{base}/infer": self._infer}
@@ -82,13 +84,16 @@ class ModelApp:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        headers = _Headers(scope)
+        headers = Headers(scope)
+        body = Body(receive, headers)
         operation = self._operations.get(scope["path"])
         try:
             auth.require(headers.authorization, self.tokens)
             if operation is not None:
-                answer = await self._answer(operation, scope, headers, receive)
+                answer = await self._answer(operation, scope, headers, body)
         except RequestError as error:
+            if error.status != HTTPStatus.REQUEST_TIMEOUT:
+                await body.drop()
             await respond(send, error.status, error.body, error.headers)
         except Exception:  # a bug of ours must not show the client a traceback
             logger.exception("%s failed", scope["path"])
@@ -100,7 +105,7 @@ class ModelApp:
                 # Serve puts the application's prefix into root_path; the routes here are whole paths.
                 await self._rest({**scope, "root_path": ""}, receive, send)
 
-    async def _answer(self, operation: Callable[[bytes], bytes], scope: Scope, headers: _Headers, receive: Receive) -> bytes:
+    async def _answer(self, operation: Callable[[bytes], bytes], scope: Scope, headers: Headers, body: Body) -> bytes:
         """Answer within the limits on requests in flight, bytes and time."""
         if scope["method"] != "POST":
             raise RequestError(405, f"{scope['method']} is not for this path", expected="POST", headers={"allow": "POST"})
@@ -109,19 +114,21 @@ class ModelApp:
         if headers.encoded:
             raise RequestError(415, "the body is compressed", expected="JSON without a content-encoding")
         self._in_flight += 1
-        body: bytes | None = None
+        content: bytes | None = None
         try:
             # Let the requests that arrived together with this one be counted before it is answered: as the answer does not
             # wait for anything, there would otherwise never be two in flight, here and in what Serve scales by.
             await asyncio.sleep(0)
             async with asyncio.timeout(self.limits.timeout_s):
-                body = await _read(receive, headers.length, self.limits.body_bytes)
-                if len(body) < self._inline_bytes:
-                    return operation(body)
-                return await asyncio.get_running_loop().run_in_executor(self._pool, operation, body)
+                content = await body.read(self.limits.body_bytes)
+                if len(content) < self._inline_bytes:
+                    return operation(content)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, operation, content)
         except TimeoutError:
-            late = "the answer took longer than" if body is not None else "the body did not arrive within"
-            raise RequestError(504 if body is not None else 408, f"{late} {self.limits.timeout_s:g} s") from None
+            limit = f"{self.limits.timeout_s:g} s"
+            if content is None:
+                raise RequestError(408, f"the body did not arrive within {limit}") from None
+            raise RequestError(504, f"the answer took longer than {limit}") from None
         finally:
             self._in_flight -= 1
 
@@ -145,46 +152,6 @@ class ModelApp:
             return self.artifact.predict_rows(rows) if rows else []
         except InputError as error:
             raise RequestError.of_input(error) from None
-
-
-class _Headers:
-    """The few headers that count here."""
-
-    __slots__ = ("authorization", "encoded", "length")
-
-    def __init__(self, scope: Scope) -> None:
-        self.authorization: bytes | None = None
-        self.length: bytes | None = None
-        self.encoded = False
-        for key, value in scope["headers"]:
-            if key == b"content-length":
-                self.length = value
-            elif key == b"authorization":
-                self.authorization = value
-            elif key == b"content-encoding":
-                self.encoded = value.lower() != b"identity"
-
-
-async def _read(receive: Receive, length: bytes | None, most: int) -> bytes:
-    """The whole body, as long as it has at most so many bytes, said or unsaid."""
-    if length is not None and length.isdigit() and int(length) > most:
-        raise _too_large(int(length), most)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        chunks, size = [body], len(body)
-        while message.get("more_body") and size <= most:
-            message = await receive()
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-        body = b"".join(chunks)
-    if len(body) > most:
-        raise _too_large(len(body), most)
-    return body
-
-
-def _too_large(found: int, most: int) -> RequestError:
-    return RequestError(413, "the body is too large", found=found, expected=f"at most {most} bytes")
 
 
 def _parse(body: bytes) -> dict[str, Any]:

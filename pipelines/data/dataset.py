@@ -41,7 +41,7 @@ class UnitDatasource(Datasource):
         return [
             ReadTask(
                 functools.partial(read_units, self.reader, self.each, units),
-                BlockMetadata(num_rows=len(units), size_bytes=None, input_files=None, exec_stats=None),
+                BlockMetadata(num_rows=len(units), size_bytes=65536 * len(units), input_files=None, exec_stats=None),
             )
             for units in self.tasks
         ]

@@ -83,7 +83,7 @@ def fit(
     rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, rendezvous)
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
-    trainer = TRAINERS[family.trainer]()(
+    trainer = _lean(TRAINERS[family.trainer]())(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(num_workers=team.workers, use_gpu=team.gpu, resources_per_worker=resources),
@@ -118,6 +118,25 @@ def _lightgbm() -> Any:
 
 
 TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm}
+
+
+def _lean(trainer: Any) -> Any:
+    """The trainer without its placement group cleaner on a Ray that has no API server, as a private one.
+
+    The cleaner asks that server whether the controller still lives; without it, the end of each fit waits 12 s for the cleaner. On
+    a private Ray nothing outlives the command that could need the cleaning.
+    """
+    from ray._private.worker import get_dashboard_url
+
+    if get_dashboard_url():
+        return trainer
+
+    class Lean(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Lean
 
 
 def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:

@@ -59,7 +59,7 @@ def make_artifact(path: Path, name: str, run: str, seed: int = 0) -> Path:
     )
     statistics: Any = {name: NumberStatistics.of(numbers(table[name])) for name in ("rooms", "age")}
     statistics["city"] = StringStatistics.of(table["city"].combine_chunks())
-    chains = Preprocessor.plan(COLUMNS, FeaturesSpec(categorical=["index"]), {"numeric": []}, set())
+    chains = Preprocessor.plan(COLUMNS, FeaturesSpec.model_validate({"categorical": ["index"]}), {"numeric": []}, set())
     preprocessor = Preprocessor.fit(COLUMNS, chains, statistics)
     target = (table["rooms"].to_numpy() * 5 + rng.normal(0, 5, 500) > 25).astype(float)
     settings = {"objective": "binary", "verbosity": -1, "num_threads": 1}
@@ -91,7 +91,7 @@ def server(session: Any, artifacts: dict[str, Path]) -> Iterator[Any]:
     from serve import deploy, deployment
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(deployment, "LOOK_BACK_S", 4.0)  # for a short test; what settles in seconds settles in minutes too
+    patch.setattr(deployment, "LOOK_BACK_S", 2.0)  # for a short test; what settles in seconds settles in minutes too
     models = [("houses", str(artifacts["houses-1"]), HOUSES), ("flats", str(artifacts["flats-1"]), OPEN)]
     yield deploy.serve_runs(models, port=free_port(), token=TOKEN)
     deploy.stop()

@@ -308,6 +308,23 @@ def test_a_client_that_does_not_send_its_body_is_given_up() -> None:
     assert sent[0]["status"] == 408
 
 
+def test_a_refused_body_is_taken_in_so_that_the_answer_is_not_lost() -> None:
+    """A server that closes a connection with bytes unread resets it, and the client may never see why."""
+    pieces = [{"type": "http.request", "body": b" " * 1000, "more_body": left > 0} for left in reversed(range(50))]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return pieces.pop(0)
+
+    async def send(message: Any) -> None:
+        assert not pieces
+        sent.append(message)
+
+    headers = [(b"content-length", b"50000")]
+    asyncio.run(app_of()({"type": "http", "method": "POST", "path": f"{MODEL}/predict", "headers": headers}, receive, send))
+    assert sent[0]["status"] == 401
+
+
 def test_a_fault_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
     artifact = FakeArtifact()
     app = app_of(artifact)
