@@ -31,6 +31,8 @@ from serve.waiting import last_line, wait_until_reached, wait_until_running
 class Server:
     """Where the models answer."""
 
+    host: str
+    """The address that it listens on."""
     url: str
     local_url: str
     """The same, as this machine reaches it."""
@@ -61,6 +63,7 @@ def serve_runs(
     Serve has one address for each Ray: where it runs already, that address stays. Raises `ArtifactError` before anything is
     touched, and `ClusterError` when a model does not get ready in time; what was not there before is then taken down again.
     """
+    _quiet()
     targets = [_target(name, artifact, spec, token) for name, artifact, spec in artifacts]
     server = _start(host, port)
     before = set(ray.serve.status().applications)
@@ -84,22 +87,32 @@ def stop(name: str | None = None) -> list[str]:
 
     Requests in flight are answered first, so it takes as long as the slowest of them and Serve's draining period.
     """
+    _quiet()
     running = [standing.name for standing in standings()]
     if name is not None and name not in running:
         raise ClusterError(f"no model '{name}' is served here{did_you_mean(name, running)}")
-    if name is None or running == [name]:
+    if name is not None and running != [name]:
+        _delete([name], wait=True)
+        return [name]
+    if set(ray.serve.status().applications) <= {ROOT, *running}:
         ray.serve.shutdown()
-        return running
-    _delete([name], wait=True)
-    return [name]
+    else:  # applications of others run here too
+        _delete([*running, ROOT], wait=True)
+    return running
 
 
 def status() -> Status:
     """Say what is served on this Ray, and where."""
+    _quiet()
     details = _details()
     if details is None or ROOT not in details.applications:
         return Status(None, [])
     return Status(_server(details), standings())
+
+
+def _quiet() -> None:
+    """Keep Serve from telling each of its steps on the terminal, for which importing it has set this process up."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _target(name: str, artifact: str, spec: ServeSpec, token: str | None) -> ray.serve.RunTarget:
@@ -114,22 +127,30 @@ def _target(name: str, artifact: str, spec: ServeSpec, token: str | None) -> ray
 
 def _start(host: str, port: int) -> Server:
     """Start Serve, unless it runs."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set this process up to tell each step at INFO
-    if _details() is None:
+    if fresh := _details() is None:
         if _on_head_node() and (holder := port_holder(host, port)):
             raise ClusterError(f"port {port} of {host} is taken by {holder}; choose another one with --port, or end that program")
-        alone = host in ("127.0.0.1", "::1", "localhost")  # then an entry on another node could be reached by nobody
         try:
             ray.serve.start(
                 http_options=HTTPOptions(host=host, port=port),
-                proxy_location=ProxyLocation.HeadOnly if alone else ProxyLocation.EveryNode,
+                # An entry on another node could be reached by nobody if it listens on that node alone.
+                proxy_location=ProxyLocation.HeadOnly if _is_loopback(host) else ProxyLocation.EveryNode,
                 logging_config=LoggingConfig(enable_access_log=False),
             )
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"Serve cannot answer at {host}:{port}: {last_line(str(error))}") from error
     details = _details()
     assert details is not None, "Serve has just been started"
-    return _server(details)
+    server = _server(details)
+    nodes = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if server.haproxy and len(nodes) > 1 and _is_loopback(server.host):
+        if fresh:
+            ray.serve.shutdown()
+        raise ClusterError(
+            f"Serve listens on {server.host}, where HAProxy cannot reach replicas on the other nodes of this Ray; "
+            "give --host 0.0.0.0, or the address of the head node"
+        )
+    return server
 
 
 def _details() -> ServeInstanceDetails | None:
@@ -142,6 +163,7 @@ def _server(details: ServeInstanceDetails) -> Server:
     assert options is not None, "Serve always runs with an HTTP address here"
     anywhere = options.host in ("0.0.0.0", "::")
     return Server(
+        host=options.host,
         url=f"http://{_in_url(socket.gethostname() if anywhere else options.host)}:{options.port}",
         local_url=f"http://{_in_url('127.0.0.1' if anywhere else options.host)}:{options.port}",
         haproxy=any(_is_haproxy(proxy.actor_name) for proxy in details.proxies.values()),
@@ -153,6 +175,10 @@ def _is_haproxy(entry: str | None) -> bool:
     with contextlib.suppress(ValueError):  # it has just ended
         return entry is not None and "HAProxy" in repr(ray.get_actor(entry, namespace="serve"))
     return False
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def _in_url(host: str) -> str:

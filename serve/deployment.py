@@ -142,7 +142,7 @@ class ModelReplica:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._switch
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Called by Serve; what is asked is whether the event loop still turns, so an answer is enough."""
 
     def card(self) -> dict[str, Any]:
