@@ -26,6 +26,8 @@ class Measured:
     seconds: float
     peak_mb: float
     """Largest sum of proportional set sizes (PSS) over the process and all its descendants."""
+    at_peak: dict[str, float]
+    """MB of each process at that moment, by name, the largest first."""
     result: dict[str, Any]
     """The JSON object on its stdout."""
 
@@ -47,7 +49,7 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Measur
     seconds = time.monotonic() - started
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{err[-4000:]}")
-    return Measured(seconds, peak.mb, json.loads(out))
+    return Measured(seconds, peak.mb, peak.processes, json.loads(out))
 
 
 class Peak:
@@ -55,6 +57,7 @@ class Peak:
 
     def __init__(self, pid: int) -> None:
         self._pid, self._stop, self.mb = pid, threading.Event(), 0.0
+        self.processes: dict[str, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Peak:
@@ -72,7 +75,11 @@ class Peak:
                 known |= {child.pid for child in psutil.Process(self._pid).children(recursive=True)}
             except psutil.Error:
                 continue
-            self.mb = max(self.mb, sum(_pss_mb(pid) for pid in known))
+            found = {pid: _pss_mb(pid) for pid in known}
+            if sum(found.values()) > self.mb:
+                self.mb = sum(found.values())
+                ordered = sorted(found.items(), key=lambda item: -item[1])
+                self.processes = {f"{_name(pid)} ({pid})": round(mb) for pid, mb in ordered if mb > 1}
 
 
 def _pss_mb(pid: int) -> float:
@@ -83,6 +90,13 @@ def _pss_mb(pid: int) -> float:
     except OSError:
         pass
     return 0.0
+
+
+def _name(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline()[:3])[-60:].strip()
+    except psutil.Error:
+        return "gone"
 
 
 def median(values: Sequence[float]) -> float:

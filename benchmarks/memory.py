@@ -1,6 +1,6 @@
 """Peak memory of preparing and training on a table that is eight times as large as the object store.
 
-    python -m benchmarks.memory [--rows 8500000] [--object-store-mb 1024]
+    python -m benchmarks.memory [--rows 21000000] [--object-store-mb MB]
 
 The table is generated: 30 random numbers and 20 texts of 30 characters a row, about a kilobyte in Arrow's memory. Prints the peak
 of the whole process tree (PSS: shared pages counted once) beside the table's size and writes benchmarks/results/memory.json.
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +30,8 @@ NUMBERS, TEXTS, WORDS = 30, 20, 200
 def main() -> None:
     """Generate, train in a process of its own, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8_500_000)
-    parser.add_argument("--object-store-mb", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=21_000_000)
+    parser.add_argument("--object-store-mb", type=int, default=default_store_mb(), help="default: as a session has it")
     parser.add_argument("--train", nargs=2, metavar=("SOURCE", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
@@ -53,8 +54,15 @@ def main() -> None:
     table = Table("", "", title="Preparing and training beyond the object store", show_header=False)
     for name, value in rows.items():
         table.add_row(name, f"{value:,}")
+    for name, mb in list(found.at_peak.items())[:8]:
+        table.add_row(f"  {name}", f"{mb:,}")
     Console().print(table)
-    Console().print(f"written to {save('memory', rows)}")
+    Console().print(f"written to {save('memory', {**rows, 'at peak': found.at_peak})}")
+
+
+def default_store_mb() -> int:
+    """The cap of a private session's object store."""
+    return max(1024, psutil.virtual_memory().total // 10 >> 20)
 
 
 def train(source: str, store: str, object_store_mb: int) -> dict[str, Any]:

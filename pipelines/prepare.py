@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.cuts import time_cuts
@@ -135,6 +136,8 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
             "cuts": reader.data.split.cuts,
         },
     )
+    del summary
+    pa.default_memory_pool().release_unused()  # the sample is done with, and a fit follows that needs the memory
     return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
 
 

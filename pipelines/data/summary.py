@@ -110,7 +110,7 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         if isinstance(statistics, NumberStatistics):
             total.columns[column.name] = replace(statistics, sample=numbers(values))
         else:
-            total.columns[column.name] = replace(statistics, sample=texts(values).to_pylist())
+            total.columns[column.name] = replace(statistics, sample=texts(values))
     return total
 
 

@@ -55,7 +55,7 @@ class Coding(Transform):
             return super().push(statistics)
         codes = np.array([*map(self.code, statistics.counts), math.nan])
         times = np.array([*statistics.counts.values(), statistics.missing], np.int64)
-        sample = codes_of(pa.array(statistics.sample, pa.large_string()), self.code)
+        sample = codes_of(statistics.sample, self.code)
         return [replace(NumberStatistics.of(codes, times), sample=sample)]
 
 

@@ -32,6 +32,10 @@ def _no_numbers() -> Numbers:
     return np.empty(0, np.float64)
 
 
+def _no_texts() -> pa.Array:
+    return pa.array([], pa.large_string())
+
+
 @dataclass(frozen=True)
 class NumberStatistics:
     """A column of numbers: counts, moments and extremes (which are the neutral infinities where there is no value)."""
@@ -146,8 +150,8 @@ class StringStatistics:
     counts: dict[str, int] = field(default_factory=dict, repr=False)
     dropped_max: int = 0
     """0 when `counts` is complete; else no text, whether in `counts` or not, was seen more often than counted plus this."""
-    sample: list[str | None] = field(default_factory=list, repr=False, compare=False)
-    """The column in the global row sample."""
+    sample: pa.Array = field(default_factory=_no_texts, repr=False, compare=False)
+    """The column in the global row sample, large_string."""
 
     @classmethod
     def of(cls, values: pa.Array) -> Self:
@@ -167,7 +171,7 @@ class StringStatistics:
     def filled(self, value: str) -> StringStatistics:
         """The same rows with `value` for what is missing."""
         filled = StringStatistics(self.missing, 0, {value: self.missing} if self.missing else {})
-        sample: list[str | None] = [value if text is None else text for text in self.sample]
+        sample = self.sample.fill_null(value)
         return replace(replace(self, count=self.count - self.missing, missing=0).merge(filled), sample=sample)
 
     def ranked(self) -> list[tuple[str, int]]:

@@ -95,11 +95,11 @@ class Transform(ABC):
 
 def sampled(statistics: Statistics) -> Values:
     """The row sample of a column, as a block."""
-    return pa.array(statistics.sample, pa.large_string()) if isinstance(statistics, StringStatistics) else statistics.sample
+    return statistics.sample
 
 
 def described(values: Values) -> Statistics:
     """The statistics of a block that is itself the row sample."""
     if isinstance(values, pa.Array):
-        return replace(StringStatistics.of(values), sample=values.to_pylist())
+        return replace(StringStatistics.of(values), sample=values)
     return replace(NumberStatistics.of(values), sample=values)

@@ -123,8 +123,8 @@ TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm}
 def _lean(trainer: Any) -> Any:
     """The trainer without its placement group cleaner on a Ray that has no API server, as a private one.
 
-    The cleaner asks that server whether the controller still lives; without it, the end of each fit waits 12 s for the cleaner. On
-    a private Ray nothing outlives the command that could need the cleaning.
+    The cleaner asks that server whether the controller still lives; without it, the end of each fit waits 12 s for the cleaner.
+    On a private Ray nothing outlives the command that could need the cleaning.
     """
     from ray._private.worker import get_dashboard_url
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.ports import free_ports, is_free
+from app.ports import free_ports
+from serve.port import port_holder
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -196,7 +197,7 @@ def start(head: Head, project: Path, *words: str, **changed: str | None) -> subp
 
 
 def wait_until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
-    while is_free("127.0.0.1", port):
+    while not port_holder("127.0.0.1", port):
         assert process.poll() is None, "ray start has ended"
         time.sleep(0.1)
 

@@ -68,7 +68,7 @@ def statistics_of(table: pa.Table, columns: list[Column]) -> dict[str, Statistic
     for column in columns:
         if column.kind in TEXT:
             values = texts(table[column.name])
-            found[column.name] = replace(StringStatistics.of(values), sample=values.to_pylist())
+            found[column.name] = replace(StringStatistics.of(values), sample=values)
         else:
             sample = numbers(table[column.name])
             found[column.name] = replace(NumberStatistics.of(sample), sample=sample)
