@@ -22,7 +22,7 @@ from serve.overview import Standing, build_root
 from serve.routes import ModelApp, build_app, logger
 from serve.spec import LimitsSpec, ServeSpec
 
-LOOK_BACK_S = 10.0
+LOOK_BACK_S = 12.0  # Serve will demand more than its interval of 10 s
 # Read by the process of a replica when it starts, so they hold on a Ray that someone else started too.
 _ENVIRONMENT = {
     # Requests in flight are counted 50 times in the look-back window, not 5, and told each second, not each tenth.
