@@ -28,10 +28,11 @@ def demo(out: Output, *, address: str | None, store: str | None, sets: Sequence[
     spec, december = _example(store, sets)
     from pipelines.predict import predict
     from pipelines.train import run
-    from serve.deploy import serve_runs, stop
 
     say, token, port = out.progress.note, secrets.token_urlsafe(32), _free_port()
     with open_ray(address, serve_port=port) as session:
+        from serve.deploy import serve_runs, stop  # reads its environment, which the session has set
+
         say(f"1. heliostat run {SPEC}")
         made = run(spec, progress=out.progress, free_slots=free_slots)
         for line in metric_lines(made.metrics, made.record["task"]["metric"]):

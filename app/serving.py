@@ -44,13 +44,14 @@ def serve(references: Sequence[str], out: Output, where: Where, *, store: str | 
     if where.detach and not joins(where.address):
         raise lasting("serve --detach")
     from serve.auth import find_token
-    from serve.deploy import serve_runs, stop
 
     found = _targets(references, store, sets)
     token, token_path = None, None
     if any(spec.auth == "token" for _, spec in found):
         token, token_path = find_token(Path(TOKEN_FOLDER).expanduser())
     with open_ray(where.address, serve_port=where.port, host=where.host) as session:
+        from serve.deploy import serve_runs, stop  # reads its environment, which the session has set
+
         with out.progress.stage("deploy", total=len(found), unit="models") as stage:
             server = serve_runs(
                 [(run.name, str(run.artifact), spec) for run, spec in found], host=where.host, port=where.port, token=token
@@ -73,9 +74,9 @@ def show_status(out: Output, *, address: str | None) -> None:
     """Show what is served on a Ray that outlives the command."""
     if not joins(address):
         raise lasting("serve --status")
-    from serve.deploy import status
-
     with open_ray(address):
+        from serve.deploy import status
+
         found = status()
     models = [{"name": model.name, "ready": model.ready, "replicas": model.replicas} for model in found.models]
     url = found.server.url if found.server else None
@@ -92,9 +93,9 @@ def stop_model(name: str, out: Output, *, address: str | None) -> None:
     """Take one model down."""
     if not joins(address):
         raise lasting("serve --stop")
-    from serve.deploy import stop
-
     with open_ray(address):
+        from serve.deploy import stop
+
         gone = stop(name)
     out.result({"stopped": gone}, [f"stopped: {', '.join(gone)}"])
 
