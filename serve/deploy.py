@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 import ray
 import ray.serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -97,7 +96,6 @@ def stop(name: str | None = None) -> list[str]:
         return [name]
     if set(ray.serve.status().applications) <= {ROOT, *running}:
         ray.serve.shutdown()
-        _end_haproxy()
     else:  # applications of others run here too
         _delete([*running, ROOT], wait=True)
     return running
@@ -110,19 +108,6 @@ def status() -> Status:
     if details is None or ROOT not in details.applications:
         return Status(None, [])
     return Status(_server(details), standings())
-
-
-def _end_haproxy() -> None:
-    """End the HAProxy of this Ray, if it runs on this machine: once it has been reloaded, Serve leaves it behind at its port."""
-    from ray.serve._private.constants import RAY_SERVE_HAPROXY_CONFIG_FILE_LOC
-
-    if not _on_head_node():
-        return
-    config = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", RAY_SERVE_HAPROXY_CONFIG_FILE_LOC)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.name() == "haproxy" and config in process.cmdline():
-                process.terminate()
 
 
 def _quiet() -> None:
