@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from app.environment import (
     unless_set,
 )
 from app.ports import refuse_taken
-from app.processes import RAY_FOLDER, TIMEOUT_S, end, exit_when_terminated, owned, ray_processes, signals_held, sweep
+from app.processes import RAY_FOLDER, TIMEOUT_S, end, end_threads, exit_when_terminated, owned, ray_processes, signals_held, sweep
 from app.slots import Slots, free_slots
 from pipelines.errors import ClusterError
 
@@ -120,6 +121,7 @@ def _private(folder: Path, slots: int | None, object_store_mb: int | None) -> It
     set_environment(private_environment(str(folder)) | _quiet_environment(folder), loopback=True)
     if os.environ["RAY_AUTH_MODE"] == "token" and not has_token():
         make_token()
+    before = threading.enumerate()
     try:
         with _lean_start():
             ray.init(
@@ -131,11 +133,13 @@ def _private(folder: Path, slots: int | None, object_store_mb: int | None) -> It
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        before = threading.enumerate()  # with Ray's own threads
         session = _describe(private=True)
         (folder / RAY_FOLDER).write_text(str(Path(session.log_dir).parent))
         yield session
     finally:
         with signals_held():
+            end_threads(before)
             processes = ray_processes()
             wait_s = TIMEOUT_S if ray.is_initialized() else 0.0  # Ray ends nothing that it has not finished starting
             ray.shutdown()
@@ -176,15 +180,18 @@ def _joined(folder: Path, address: str) -> Iterator[Session]:
     environment = unless_set(train_environment() | mode) | _quiet_environment(folder)
     set_environment(environment, loopback=location.startswith(("127.", "localhost:", "[::1]:")))
     check_reachable(location)
+    before = threading.enumerate()
     try:
         try:
             ray.init(address=location, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray at {location} cannot be joined: {one_line(error)}") from error
+        before = threading.enumerate()  # with Ray's own threads
         _take_serve_environment()
         yield _describe(private=False)
     finally:
         with signals_held():
+            end_threads(before)
             ray.shutdown()
 
 

@@ -29,6 +29,20 @@ class Rendezvous:
     def __init__(self) -> None:
         self._meetings: dict[tuple[str, str], Meeting] = {}
         self._reports: list[dict[str, Any]] = []
+        self._controller: Any = None
+        self._stopping = False
+
+    async def lead(self, controller: Any) -> None:
+        """Say who leads the fit: Ray Train's controller, which only knows itself."""
+        self._controller = controller
+        if self._stopping:
+            ray.kill(controller)
+
+    async def stop(self) -> None:
+        """End the fit as soon as its controller is known: the workers end with it, for it owns them."""
+        self._stopping = True
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     async def gather(self, attempt: str, key: str, rank: int, size: int, state: Any) -> list[Any]:
         """Return what every rank handed in under this key, in rank order, once all have.

@@ -55,7 +55,7 @@ class Fit:
     model: Folder
     state: dict[str, Any]
     workers: list[dict[str, Any]] = field(default_factory=list)
-    """Every worker that ever started: rank, pid, host, rows, from_step."""
+    """Every worker that ever started: rank, pid, host, threads, rows, from_step."""
 
 
 def fit(
@@ -93,16 +93,21 @@ def fit(
             storage_filesystem=folder.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_announcing(rendezvous)],
         ),
     )
     workers: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         hear = Hearing(stack, progress, metrics, workers)
+        done = _in_background(trainer.fit)
         try:
-            result = _listen_until(_in_background(trainer.fit), rendezvous, hear)
+            result = _listen_until(done, rendezvous, hear)
         except TrainingFailedError as error:
             raise _explained(error) from error
         finally:
+            if not done.done():  # Ctrl-C
+                ray.get(rendezvous.stop.remote())
+                concurrent.futures.wait([done])
             ray.kill(rendezvous)
     assert result.checkpoint is not None, "a fit ends with a report that carries its model"
     left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
@@ -137,6 +142,18 @@ def _lean(trainer: Any) -> Any:
             return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
     return Lean
+
+
+def _announcing(rendezvous: Any) -> Any:
+    """A callback that makes the fit's controller known to the rendezvous, through which an interrupted driver can end it."""
+    import ray
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Announcing(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            ray.get(rendezvous.lead.remote(ray.get_runtime_context().current_actor))
+
+    return Announcing()
 
 
 def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:

@@ -21,7 +21,7 @@ from rich.console import Console
 import app.progress
 import pipelines.train
 from app import cli, opening
-from app.endings import cause, exits
+from app.endings import cause, exits, interrupts_kept
 from app.progress import Shown
 from app.session import Session
 from pipelines.errors import ArtifactError, DataError, RequirementError, SpecError
@@ -348,3 +348,13 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_a_line() -> None:
     assert "━" in text
     assert "inner: 5 rows (loss 0.5) in 0.0 s" in text
     assert "outer: 1 of 2 units in 0.0 s" in text
+
+
+def test_an_interrupt_that_python_drops_comes_again() -> None:
+    class Unlucky:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        Unlucky()
+        time.sleep(10)
