@@ -355,6 +355,9 @@ def test_an_interrupt_that_python_drops_comes_again() -> None:
         def __del__(self) -> None:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+    def unlucky() -> None:
         Unlucky()
         time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        unlucky()
