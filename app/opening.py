@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +49,6 @@ def open_ray(address: str | None, *, serve_port: int | None = None, host: str = 
         try:
             yield session
         except BaseException as error:
-            _end_streams()
             if isinstance(error, Exception) and not isinstance(error, (UserError, RequirementError)):
                 error.add_note(f"Ray's logs: {session.log_dir}")
             raise
@@ -64,11 +61,3 @@ def free_slots() -> float:
     found = slots.free_slots()
     found.for_workers()
     return found.free
-
-
-def _end_streams() -> None:
-    """End what Ray Data still reads. Its thread would call a Ray that is gone by then, which ends this process on the spot."""
-    streaming = sys.modules.get("ray.data._internal.execution.streaming_executor")
-    for thread in threading.enumerate():
-        if streaming and isinstance(thread, streaming.StreamingExecutor):
-            thread.shutdown(force=True)
