@@ -70,9 +70,13 @@ class Folder:
 
     def files(self) -> list[str]:
         """Paths of all files below it, relative to it, sorted."""
+        return [name for name, _ in self.infos()]
+
+    def infos(self) -> list[tuple[str, pa.fs.FileInfo]]:
+        """All files below it by relative path, sorted, with size and time of change."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         entries = self.filesystem.get_file_info(selector)
-        return sorted(e.path[len(self.path) + 1 :] for e in entries if e.type == pa.fs.FileType.File)
+        return sorted(((e.path[len(self.path) + 1 :], e) for e in entries if e.type == pa.fs.FileType.File), key=lambda e: e[0])
 
     def create(self) -> Folder:
         self.filesystem.create_dir(self.path, recursive=True)

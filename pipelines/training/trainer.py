@@ -81,7 +81,7 @@ def fit(
 
     family = load(MODELS, model.type, "model.type")
     rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
-    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, rendezvous)
+    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous)
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
     trainer = _lean(TRAINERS[family.trainer]())(
         train_loop,

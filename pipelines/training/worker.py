@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.data.prepared import Range, Shards
 from pipelines.features.transform import Feature
-from pipelines.storage import to_json
+from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
             folder = Path(path)
             model.save(folder)
-            (folder / STATE).write_text(to_json({"step": step, **state}))
+            files = {file.name: file.stat().st_size for file in folder.iterdir()}
+            (folder / STATE).write_text(to_json({"step": step, "files": files, **state}))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -119,6 +120,8 @@ class Job:
     shards: Shards
     threads: int
     checkpoint_every: int
+    checkpoints: Folder
+    """Where Ray Train puts what is reported, a folder each."""
     rendezvous: Any
 
 
@@ -135,6 +138,9 @@ def train_loop(config: dict[str, Job]) -> None:
     family = load(MODELS, job.family, "model.type")
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
+    # The attempt is one start of the worker group: a group that died may have left sums half done.
+    own = (uuid.uuid4().hex, last_checkpoint(job.checkpoints)) if rank == 0 else None
+    attempt, checkpoint = ray.train.collective.broadcast_from_rank_zero(own)
     worker = Worker(
         rank=rank,
         size=size,
@@ -142,10 +148,9 @@ def train_loop(config: dict[str, Job]) -> None:
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
         network=NETWORKS[family.trainer]() if size > 1 else {},
-        start=_checkpoint(family),
+        start=_start(family, job.checkpoints / checkpoint) if checkpoint else None,
         rendezvous=job.rendezvous,
-        # One start of the worker group; a group that died may have left sums half done.
-        attempt=ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex),
+        attempt=attempt,
     )
     job.rendezvous.report.remote(
         {
@@ -183,12 +188,32 @@ def _lightgbm_network() -> dict[str, Any]:
 NETWORKS = {"lightgbm": _lightgbm_network}
 
 
-def _checkpoint(family: Any) -> Start | None:
-    import ray.train
+def last_checkpoint(folder: Folder) -> str | None:
+    """Return the name of the complete checkpoint with the most steps, if there is one.
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as path:
+    Ray Train knows a checkpoint only once its controller has asked the workers for it; after a kill the files know better.
+    """
+    sizes = {name: info.size for name, info in folder.infos()}
+    states = {name: _state(folder / name) for name in (file.rpartition("/")[0] for file in sizes if file.endswith(f"/{STATE}"))}
+    found = [
+        (state["step"], name)
+        for name, state in states.items()
+        if state and all(sizes.get(f"{name}/{file}") == size for file, size in state["files"].items())
+    ]
+    return max(found)[1] if found else None
+
+
+def _state(checkpoint: Folder) -> dict[str, Any]:
+    """The state in a checkpoint; empty when a kill left it half written."""
+    try:
+        state: dict[str, Any] = json.loads(checkpoint.read_bytes(STATE))
+    except ValueError:
+        return {}
+    return state
+
+
+def _start(family: Any, checkpoint: Folder) -> Start:
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        checkpoint.fetch(Path(path))
         state = json.loads((Path(path) / STATE).read_text())
         return Start(family.load(Path(path)), state["step"], state)
