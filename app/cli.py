@@ -24,6 +24,8 @@ cli = typer.Typer(
 )
 runs = typer.Typer(help="List, show and compare runs.", rich_markup_mode=None)
 cli.add_typer(runs, name="runs")
+cache = typer.Typer(help="List and prune the prepared data of a store.", no_args_is_help=True, rich_markup_mode=None)
+cli.add_typer(cache, name="cache")
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="YAML files; later ones win.")]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, a path or URI, NAME@latest or NAME@best.")]
@@ -87,6 +89,22 @@ def prepare_spec(specs: Specs, address: Address = None, store: Store = None, set
 
     with output(as_json) as out, open_ray(address), origins.blaming():
         print_prepared(prepare(spec, progress=out.progress), out)
+
+
+@command("plan")
+def plan_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """Say what a run would read, need and reuse, from footers alone; exit code 2 when it cannot work."""
+    from app.machines import machines
+    from app.opening import open_spec
+    from app.output import output, print_plan
+
+    spec, origins = open_spec(specs, store, sets or [])
+    from pipelines.plan import plan
+
+    with output(as_json) as out, machines(address) as found, origins.blaming():
+        made = plan(spec, found, progress=out.progress)
+        print_plan(made, out)
+        made.refuse()
 
 
 @command("train")
@@ -227,6 +245,46 @@ def diff_runs(
     _look("diff", [first, second], store, sets, as_json)
 
 
+@command("list", cache)
+def list_cache(address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+    """List the prepared data: which Spec, how many rows, how large, when."""
+    from app.opening import STORE, no_spec
+    from app.output import output, print_cache
+    from app.session import store_path
+
+    no_spec("cache list", sets)
+    from pipelines.cache import entries
+
+    with output(as_json) as out:
+        print_cache(list(entries(store_path(store or STORE))), out)
+
+
+@command("prune", cache)
+def prune_cache(
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Also what was prepared longer ago than this.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything.", show_default=False)] = False,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what killed runs left, and prepared data where asked for.
+
+    Complete runs do not need it; one that trains right now does.
+    """
+    from app.opening import STORE, no_spec
+    from app.output import output, print_pruned
+    from app.session import store_path
+
+    no_spec("cache prune", sets)
+    from pipelines.cache import prune
+
+    with output(as_json) as out:
+        print_pruned(prune(store_path(store or STORE), days=days, everything=everything), out)
+
+
 @command("submit")
 def submit_command(
     words: Annotated[
@@ -259,10 +317,9 @@ def show_demo(address: Address = None, store: Store = None, sets: Sets = None, a
 
 def _look(what: str, references: list[str], store: str | None, sets: list[str] | None, as_json: bool) -> None:
     from app import compare, output
-    from app.opening import open_store
+    from app.opening import no_spec, open_store
 
-    if sets:
-        raise SpecError(f"--set changes a Spec, and `runs {what}` reads none; leave it out")
+    no_spec(f"runs {what}", sets)
     with output.output(as_json) as out:
         found = open_store(store)
         chosen = [found.find(reference) for reference in references]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.session import Session, open_session, store_path
 from app.spec import Origins, Spec, parse_spec, read_spec
-from pipelines.errors import RequirementError, UserError
+from pipelines.errors import RequirementError, SpecError, UserError
 
 if TYPE_CHECKING:
     from pipelines.runs import Run, RunStore
@@ -35,6 +35,12 @@ def open_run(reference: str, store: str | None, sets: Sequence[str] = ()) -> tup
     run = open_store(store).find(reference)
     text = run.folder.read_bytes("spec.yaml").decode()
     return run, *parse_spec([(f"{run.path}/spec.yaml", text)], sets)
+
+
+def no_spec(what: str, sets: Sequence[str] | None) -> None:
+    """Refuse --set where there is nothing that it could change."""
+    if sets:
+        raise SpecError(f"--set changes a Spec, and `{what}` reads none; leave it out")
 
 
 def joins(address: str | None) -> bool:

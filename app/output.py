@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from app.progress import Shown
 
 if TYPE_CHECKING:
+    from pipelines.cache import Entry
     from pipelines.evaluate import Evaluation
+    from pipelines.plan import Plan
     from pipelines.predict import Predictions
     from pipelines.prepare import Prepared
     from pipelines.runs import Run
@@ -100,6 +104,82 @@ def print_list(runs: list[Run], out: Output) -> None:
     content = {"runs": [{**run.record, "run": run.id, "path": run.path} for run in runs]}
     lines = table(["NAME", "RUN", "TRAIN ROWS", "SECONDS", "METRIC"], [_row(run) for run in runs])
     out.result(content, lines if runs else ["no run is complete yet: heliostat run SPEC makes one"])
+
+
+def print_plan(plan: Plan, out: Output) -> None:
+    """Print what a run would do."""
+    kinds = Counter(column["kind"] for column in plan.columns.values())
+    known = "" if plan.exact else "about "
+    stages = [
+        [stage.name, size(stage.reads), stage.slots, f"{size(stage.memory)}", size(stage.driver) if stage.driver else "-"]
+        for stage in plan.stages
+    ]
+    lines = [
+        _line("rows", f"{known}{plan.rows:,} in {plan.files:,} files, {size(plan.bytes)}"),
+        _line("columns", f"{len(plan.columns)} are read: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}"),
+        _line("features", f"about {plan.features}"),
+        *(_line("passes" if i == 0 else "", f"{i + 1}. {reason}") for i, reason in enumerate(plan.passes)),
+        _line("cache", plan.cache),
+        _line("disk", f"prepared shards of at most {size(plan.disk)}"),
+        *(
+            _line("stages" if i == 0 else "", line)
+            for i, line in enumerate(table(["", "READS", "SLOTS", "MEMORY EACH", "AND IN THE COMMAND"], stages))
+        ),
+        *(
+            _line("machines" if i == 0 else "", f"{machine.name}: {machine.slots:g} slots, {size(machine.memory)} free")
+            for i, machine in enumerate(plan.machines)
+        ),
+    ]
+    out.result(asdict(plan), lines)
+
+
+def print_cache(found: list[Entry], out: Output) -> None:
+    """Print a line per folder of the cache, the oldest first."""
+    found = sorted(found, key=lambda entry: entry.changed)
+    content = [
+        {
+            "key": entry.key,
+            "path": str(entry.folder),
+            "complete": entry.manifest is not None,
+            "bytes": entry.bytes,
+            "rows": entry.rows,
+        }
+        | ({"name": entry.manifest["name"], "made": entry.manifest["made"]} if entry.manifest else {})
+        for entry in found
+    ]
+    rows = [
+        [
+            entry.key,
+            entry.manifest["name"] if entry.manifest else "(not complete)",
+            f"{sum(entry.rows.values()):,}",
+            size(entry.bytes),
+            when(entry.changed),
+        ]
+        for entry in found
+    ]
+    out.result({"entries": content}, table(["KEY", "NAME", "ROWS", "SIZE", "WRITTEN"], rows) if rows else ["the cache is empty"])
+
+
+def print_pruned(gone: list[tuple[str, str, int]], out: Output) -> None:
+    """Print what was deleted."""
+    total = sum(bytes for _, _, bytes in gone)
+    content = {"deleted": [{"path": path, "reason": reason, "bytes": bytes} for path, reason, bytes in gone], "bytes": total}
+    lines = [f"deleted {path} ({size(bytes)}): {reason}" for path, reason, bytes in gone]
+    out.result(content, [*lines, f"{size(total)} freed" if gone else "nothing to delete"])
+
+
+def size(bytes: float) -> str:
+    """Bytes for people, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if bytes < 1024:
+            return f"{bytes:.3g} {unit}" if unit != "B" else f"{bytes:.0f} B"
+        bytes /= 1024
+    return f"{bytes:.4g} TiB"
+
+
+def when(seconds: float) -> str:
+    """A time since 1970 for people."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | None = None) -> list[str]:

@@ -94,6 +94,13 @@ def open_session(
         yield session
 
 
+def private_slots() -> int:
+    """How many slots a private Ray has here, where nothing else is said: one per core that this process may use, at least two."""
+    from ray._private.utils import get_num_cpus
+
+    return max(2, int(get_num_cpus()))
+
+
 def store_path(store: str) -> str:
     """Return where a run store is: inside a Ray job a relative path is taken under HELIOSTAT_HOME (default ~/heliostat).
 
@@ -116,7 +123,6 @@ def _private(folder: Path, slots: int | None, object_store_mb: int | None) -> It
     """
     import ray
     from ray._common.utils import get_system_memory
-    from ray._private.utils import get_num_cpus
 
     set_environment(private_environment(str(folder)) | _quiet_environment(folder), loopback=True)
     if os.environ["RAY_AUTH_MODE"] == "token" and not has_token():
@@ -126,7 +132,7 @@ def _private(folder: Path, slots: int | None, object_store_mb: int | None) -> It
         with _lean_start():
             ray.init(
                 address="local",
-                num_cpus=slots or max(2, int(get_num_cpus())),
+                num_cpus=slots or private_slots(),
                 object_store_memory=(object_store_mb or max(1024, get_system_memory() // 10 >> 20)) << 20,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.cache import MANIFEST, Address, address_of, cache_of, explain
 from pipelines.data.cuts import time_cuts
 from pipelines.data.infer import infer_schema, with_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
@@ -27,10 +27,9 @@ from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
 from pipelines.spec import Chain, PipelineSpec
-from pipelines.storage import Folder, to_json
+from pipelines.storage import Folder
 from pipelines.tasks import Task
 
-FORMAT: Final = 1
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json")
 
 
@@ -65,7 +64,7 @@ class Prepared:
     @classmethod
     def open(cls, folder: Folder, *, reused: bool, seconds: float) -> Prepared:
         """Read a complete prepared folder."""
-        manifest = folder.read_json("manifest.json")
+        manifest = folder.read_json(MANIFEST)
         preprocessor = Preprocessor.from_json(folder.read_json("preprocessor.json"))
         splits = {split: [Shard(*shard) for shard in shards] for split, shards in manifest["splits"].items()}
         shards = Shards(folder / manifest["shards"], preprocessor.features, splits)
@@ -98,9 +97,10 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     target = schema.require(spec.task.target, "task.target")
     columns, chains = feature_chains(spec, schema, progress)
 
-    folder = Folder.at(spec.store) / "cache" / _key(spec, source, schema, chains)
-    if folder.exists("manifest.json"):
-        progress.note(f"prepared data of an earlier run is used again: {folder}")
+    place = address(spec, source, schema, chains)
+    folder = cache_of(spec.store) / place.key
+    progress.note(f"cache {explain(spec.store, place, spec.name)}")
+    if folder.exists(MANIFEST):
         return Prepared.open(folder, reused=True, seconds=time.monotonic() - started)
 
     inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
@@ -125,9 +125,11 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     ):
         folder.write_json(name, content)
     folder.write_json(
-        "manifest.json",
+        MANIFEST,
         {
-            "format": FORMAT,
+            "name": spec.name,
+            "made": time.time(),
+            "address": place.parts,
             "shards": shards.folder.name,
             "splits": {split: [list(shard) for shard in found] for split, found in shards.splits.items()},
             "dropped": read.dropped,
@@ -160,17 +162,15 @@ def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILE
     return [column for column in schema.columns if column.name in chains], chains
 
 
-def _key(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> str:
-    """The address of the prepared data: whatever changes its content changes this."""
-    content = {
-        "format": FORMAT,
-        "source": source.fingerprint(),
-        "data": spec.data.model_dump(exclude={"source"}),
-        "task": spec.task.model_dump(),
-        "schema": schema.model_dump(),
-        "chains": chains,
-    }
-    return hashlib.blake2b(to_json(content).encode(), digest_size=10).hexdigest()
+def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> Address:
+    """Where the prepared data of a Spec is kept: whatever changes its content changes this."""
+    return address_of(
+        source.fingerprint(),
+        chains,
+        data=spec.data.model_dump(exclude={"source"}),
+        task=spec.task.model_dump(),
+        schema={column.name: column.model_dump(exclude={"name"}) for column in schema.columns},
+    )
 
 
 def _with_cuts(spec: PipelineSpec, source: Source, reader: Reader, progress: Progress) -> Reader:

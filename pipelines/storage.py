@@ -87,6 +87,10 @@ class Folder:
         if self.filesystem.get_file_info(self.path).type != pa.fs.FileType.NotFound:
             self.filesystem.delete_dir(self.path)
 
+    def remove(self, name: str) -> None:
+        """Delete one file."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
     def read_bytes(self, name: str) -> bytes:
         with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
             return bytes(file.read())

@@ -89,9 +89,12 @@ class Source:
         """The splits that have files of their own."""
         return {file.split for file in self.files if file.split is not None}
 
-    def fingerprint(self) -> list[Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What tells whether the files are the ones that were read before: name, size and time of change of each."""
-        return [[file.split, file.path, file.name, file.size, file.mtime_ns] for file in self.files]
+        return {
+            f"{file.split}: {file.path}" if file.split else file.path: [file.name, file.size, file.mtime_ns]
+            for file in self.files
+        }
 
 
 class explained:  # noqa: N801  # used as a verb: with explained(file)

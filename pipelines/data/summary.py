@@ -65,7 +65,7 @@ class Summarise:
             train = block if rows[0] == len(block.split) else block.take(block.split == 0)
             summary.merge(
                 Summary(
-                    {column.name: _statistics(column, train.table[column.name]) for column in self.columns},
+                    {column.name: statistics_of(column, train.table[column.name]) for column in self.columns},
                     _distinct(train.table[self.target]),
                     dict(zip(SPLITS, rows, strict=True)),
                 )
@@ -105,17 +105,20 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         sample, hashes = sample.take(pa.array(kept)), hashes[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
     for column in columns:
-        values = sample[column.name]
-        statistics = total.columns[column.name]
-        if isinstance(statistics, NumberStatistics):
-            total.columns[column.name] = replace(statistics, sample=numbers(values))
-        else:
-            total.columns[column.name] = replace(statistics, sample=texts(values))
+        total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
     return total
 
 
-def _statistics(column: Column, values: pa.ChunkedArray) -> Statistics:
+def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:
+    """Describe canonical values of a column; the row sample is left out."""
     return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))
+
+
+def with_sample(statistics: Statistics, values: pa.ChunkedArray) -> Statistics:
+    """Put in the column's values in the row sample."""
+    if isinstance(statistics, NumberStatistics):
+        return replace(statistics, sample=numbers(values))
+    return replace(statistics, sample=texts(values))
 
 
 def _distinct(values: pa.ChunkedArray) -> Counter[Any] | None:

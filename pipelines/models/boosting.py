@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
 
+SAMPLE_ROWS = 200_000
+"""Rows of the sample that the bins come from, at most."""
+
+
 class LightGBMParams(Frozen):
     """`model.params` of `type: lightgbm`; names as LightGBM spells them where it has them."""
 
@@ -82,6 +86,12 @@ class LightGBM:
         from pipelines.models.boosting_fit import Boosting
 
         Boosting(params, task, worker).run()
+
+    @classmethod
+    def memory(cls, params: LightGBMParams, rows: int, features: int, outputs: int) -> int:
+        """See `boosting_fit.py`: binned rows (by rows they are kept twice while small), scores and gradients, the row sample."""
+        binned = rows * features * (2 if params.max_bin > 256 else 1)
+        return binned + rows * (12 + 20 * outputs) + SAMPLE_ROWS * features * 8
 
     @property
     def rounds(self) -> int:

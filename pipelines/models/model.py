@@ -32,6 +32,10 @@ class Model(Protocol):
     def fit(cls, params: Any, task: Task, worker: Worker) -> None:
         """Train; runs on every worker. The result is what rank 0 reports last with `worker.report(..., model=...)`."""
 
+    @classmethod
+    def memory(cls, params: Any, rows: int, features: int, outputs: int) -> int:
+        """Bytes that a worker with this many train rows needs at its peak, besides the process itself."""
+
     def predict(self, matrix: Matrix) -> Matrix:
         """Raw scores: (rows,) for binary and regression, (rows, classes) for multiclass."""
 

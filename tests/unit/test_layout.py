@@ -23,9 +23,9 @@ LAYERS = [
     *["errors", "progress", "registry", "spec", "explain", "notation"],  # words
     *["storage", "schema", "expressions", "tasks", "metrics"],  # facts about data
     *["features", "models", "contract", "artifact"],  # what predicts
-    *["runs", "data", "profiles", "scoring"],  # what is read and kept
+    *["runs", "cache", "data", "profiles", "scoring"],  # what is read and kept
     "training",
-    *["prepare", "evaluate", "train", "predict"],  # the verbs
+    *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs
 ]
 HEAVY = {"ray", "torch", "lightgbm", "polars", "pandas", "pyarrow", "optuna", "fastapi", "numpy"}
 FILES = sorted(file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,254 @@
+"""plan: what a run would read, need and reuse, and what would go wrong, from footers and the first rows alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipelines.cache import explain
+from pipelines.data.infer import infer_schema, with_kinds
+from pipelines.data.read import BLOCK_BYTES, Reader
+from pipelines.data.source import Source, explained
+from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
+from pipelines.errors import ClusterError, DataError
+from pipelines.explain import checked
+from pipelines.expressions import Derivation
+from pipelines.features.preprocessor import Preprocessor
+from pipelines.features.stats import LIMIT
+from pipelines.features.transform import TEXT
+from pipelines.prepare import address, feature_chains
+from pipelines.progress import SILENT, Progress
+from pipelines.registry import MODELS, load
+from pipelines.schema import ARROW, Column, Schema, cast
+from pipelines.spec import PipelineSpec
+from pipelines.storage import Folder, open_location
+from pipelines.training.trainer import Team
+
+PROCESS: Final = 300 << 20
+"""Bytes of a worker process of Ray with Arrow, Polars and numpy imported."""
+BLOCKS: Final = 6
+"""Copies of a block that a pass holds at once: read, canonical, derived, transformed, split, in the writer."""
+TEXT_BYTES: Final = 150
+"""Of one counted text: itself, its place in the dictionary, its count."""
+HEAD_ROWS: Final = 1000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One node, as it is now."""
+
+    name: str
+    slots: float
+    memory: int
+    """Bytes that processes may still take."""
+    unreachable: dict[str, str] = field(default_factory=dict)
+    """Which of the asked-for locations it cannot reach, and why."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run would find; `reach` asks every node whether it can open these locations."""
+
+    free: float
+    """CPU slots."""
+    gpus: float
+    machines: Callable[[list[str]], list[Machine]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    reads: int
+    """Bytes of the files, or of the prepared shards."""
+    slots: str
+    memory: int
+    """Bytes at the peak of one process that works for it; the processes of a machine add up."""
+    driver: int = 0
+    """Bytes that it adds to the process that the command runs in."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `heliostat plan` tells."""
+
+    rows: int
+    exact: bool
+    """Rows are known from footers; else estimated."""
+    files: int
+    bytes: int
+    columns: dict[str, dict[str, Any]]
+    """Type, kind and chain of each column that is read."""
+    passes: list[str]
+    """Each read of the source, with its reason."""
+    cache: str
+    features: int
+    stages: list[Stage]
+    team: Team | None
+    machines: list[Machine]
+    disk: int
+    """Bytes of the prepared shards at most, before compression."""
+    problems: list[str]
+    """Why it cannot work, and what to change; none: it can."""
+
+    def refuse(self) -> None:
+        """Raise `ClusterError` with the first problem, if there is one."""
+        if self.problems:
+            error = ClusterError(self.problems[0])
+            for problem in self.problems[1:]:
+                error.add_note(problem)
+            raise error
+
+
+def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -> Plan:
+    """Plan a run. Reads footers and first rows, writes nothing; raises `SpecError` and `DataError` as the run would."""
+    family = load(MODELS, spec.model.type, "model.type")
+    params = checked(family.Params, spec.model.params, ("model", "params"))
+    source = Source.open(spec.data)
+    raw = infer_schema(source, spec.data)
+    schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
+    target = schema.require(spec.task.target, "task.target")
+    columns, chains = feature_chains(spec, schema, progress)
+    reader = Reader.of(source, raw, spec.data, {column.name for column in columns} | {target.name}, target.name)
+    reads = sum(source.format.chunk_bytes(u.file.filesystem, u.file.path, u.piece, reader.file_columns) for u in source.units)
+    features, classes = _first_rows(spec, source, raw, columns, chains, target)
+    train_rows = int(source.rows * (1 - spec.data.split.test - spec.data.split.valid))
+    locations = [spec.store, *_roots(spec)]
+    machines = cluster.machines(locations)
+    problems = _unreachable(machines)
+    try:
+        team = Team.plan(spec.train, cluster.free, cluster.gpus, train_rows)
+    except DataError as error:
+        team = None
+        problems.append(str(error))
+    block = BLOCKS * BLOCK_BYTES + max((unit.piece.bytes for unit in source.units), default=0) // 4
+    counted = sum(column.kind in TEXT for column in columns) * LIMIT * TEXT_BYTES
+    sample = min(SAMPLE_ROWS, source.rows) * len(reader.columns) * 16
+    shards = source.rows * (features + 1) * 8
+    stages = [
+        Stage("statistics", reads, "all that are free", PROCESS + block + counted, sample + counted),
+        Stage("transform", reads, "all that are free", PROCESS + block),
+    ]
+    if team is not None:
+        rows = -(-train_rows // team.workers)
+        size = PROCESS + family.memory(params, rows, features, classes)
+        stages.append(Stage("train", shards, f"{team.workers} workers with {team.cpus:g} each", size))
+        problems += _too_large(team, size, machines)
+    problems += _disk(spec, shards)
+    return Plan(
+        rows=source.rows,
+        exact=all(unit.piece.rows is not None for unit in source.units),
+        files=len(source.files),
+        bytes=sum(file.size for file in source.files),
+        columns={
+            column.name: {"type": column.type, "kind": column.kind, "chain": chains.get(column.name)}
+            for column in schema.columns
+            if column.name in reader.columns
+        },
+        passes=_passes(spec),
+        cache=explain(spec.store, address(spec, source, schema, chains), spec.name),
+        features=features,
+        stages=stages,
+        team=team,
+        machines=machines,
+        disk=shards,
+        problems=problems,
+    )
+
+
+def reach(locations: list[str]) -> dict[str, str]:
+    """Return which locations this machine cannot open, and why. For a store, its nearest existing folder counts."""
+    wrong = {}
+    for location in locations:
+        try:
+            filesystem, path = open_location(location)
+            filesystem.get_file_info(path)
+        except (DataError, OSError) as error:
+            wrong[location] = str(error)
+    return wrong
+
+
+def _passes(spec: PipelineSpec) -> list[str]:
+    split = spec.data.split
+    cuts = [f"'{split.column}' alone, to find where to cut the time split"] if split.by == "time" and split.cuts is None else []
+    return [*cuts, "statistics of all columns", "transform and write"]
+
+
+def _first_rows(
+    spec: PipelineSpec, source: Source, raw: Schema, columns: list[Column], chains: dict[str, Any], target: Column
+) -> tuple[int, int]:
+    """How many features and classes the first rows give; more rows may have more categories for onehot."""
+    file = source.files[0]
+    with explained(file):
+        head = source.format.head(file.filesystem, file.path, HEAD_ROWS)
+    known = {column.name: column.type for column in raw.columns}
+    table = pa.table(
+        {
+            name: cast(head[name], type, lenient=True) if name in head.column_names else pa.nulls(head.num_rows, ARROW[type])
+            for name, type in known.items()
+        }
+    )
+    table = Derivation(expressions=spec.data.derive).apply(table)
+    statistics = {column.name: with_sample(statistics_of(column, table[column.name]), table[column.name]) for column in columns}
+    try:
+        features = len(Preprocessor.fit(columns, chains, statistics).features)
+    except DataError:  # the first rows alone do not allow it
+        features = len(columns)
+    return features, max(1, len(table[target.name].drop_null().unique())) if spec.task.type == "multiclass" else 1
+
+
+def _roots(spec: PipelineSpec) -> list[str]:
+    source = spec.data.source
+    many = (
+        [one for values in source.values() for one in ([values] if isinstance(values, str) else values)]
+        if isinstance(source, dict)
+        else source
+    )
+    return [many] if isinstance(many, str) else list(many)
+
+
+def _unreachable(machines: list[Machine]) -> list[str]:
+    return [
+        f"{location}: {machine.name} cannot reach it ({why}); use a shared mount or a URI (s3://...) that every node can open"
+        for machine in machines
+        for location, why in machine.unreachable.items()
+    ]
+
+
+def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
+    slots = sum(machine.slots for machine in machines)
+    if team.workers * team.cpus > slots:
+        return [
+            f"train.workers: {team.workers} workers with {team.cpus:g} slots each are more than the {slots:g} slots there are; "
+            f"set train.workers to at most {int(slots / team.cpus)}"
+        ]
+    room = sum(int(machine.memory // size) for machine in machines)
+    if room >= team.workers:
+        return []
+    free = sum(machine.memory for machine in machines)
+    return [
+        f"train: {team.workers} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
+        "machines; train on fewer rows (data.where), fewer features or fewer bins (model.params.max_bin), or on more machines"
+    ]
+
+
+def _disk(spec: PipelineSpec, shards: int) -> list[str]:
+    folder = Folder.at(spec.store)
+    if not folder.is_local:
+        return []
+    path = folder.path
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    free = shutil.disk_usage(path).free
+    if shards // 4 <= free:  # compressed, a quarter is rarely reached
+        return []
+    return [
+        f"store: the prepared shards take up to {shards >> 20:,} MiB, and {free >> 20:,} MiB are free at {path}; "
+        "name another store, or heliostat cache prune --all"
+    ]
