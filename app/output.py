@@ -115,7 +115,7 @@ def print_plan(plan: Plan, out: Output) -> None:
         for stage in plan.stages
     ]
     lines = [
-        _line("rows", f"{known}{plan.rows:,} in {plan.files:,} files, {size(plan.bytes)}"),
+        _line("rows", f"{known}{plan.rows:,} in {plan.files:,} file{'s' if plan.files > 1 else ''}, {size(plan.bytes)}"),
         _line("columns", f"{len(plan.columns)} are read: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}"),
         _line("features", f"about {plan.features}"),
         *(_line("passes" if i == 0 else "", f"{i + 1}. {reason}") for i, reason in enumerate(plan.passes)),

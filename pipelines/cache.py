@@ -46,7 +46,7 @@ class Address:
         words = []
         files = _changed(other.get("source", {}), self.parts["source"])
         if files:
-            words.append(f"{files[0]} {f'and {len(files) - 1} more files ' if len(files) > 1 else ''}changed")
+            words.append(f"{files[0]} {f'and {len(files) - 1} more ' if len(files) > 1 else ''}changed")
         for part in sorted(self.parts.keys() - {"source", "code"}):
             before, now = dict(_leaves(other.get(part), part)), dict(_leaves(self.parts[part], part))
             words += [f"{path} was {shown(before.get(path))}, is {shown(now.get(path))}" for path in _changed(before, now)]

@@ -96,6 +96,8 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
     target = schema.require(spec.task.target, "task.target")
     columns, chains = feature_chains(spec, schema, progress)
+    for name in spec.prepare.bucket_by:
+        schema.require(name, "prepare.bucket_by")
 
     place = address(spec, source, schema, chains)
     folder = cache_of(spec.store) / place.key
@@ -112,7 +114,7 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
     preprocessor = Preprocessor.fit(columns, chains, summary.columns)
     contract = _inputs(schema, raw, preprocessor, summary)
-    shards = _write(folder, source, reader, preprocessor, task, summary, progress)
+    shards = _write(spec, folder, source, reader, preprocessor, task, summary, progress)
     for name, content in zip(
         PARTS,
         (
@@ -169,6 +171,7 @@ def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str
         chains,
         data=spec.data.model_dump(exclude={"source"}),
         task=spec.task.model_dump(),
+        prepare=spec.prepare.model_dump(),
         schema={column.name: column.model_dump(exclude={"name"}) for column in schema.columns},
     )
 
@@ -212,14 +215,28 @@ def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Su
 
 
 def _write(
-    folder: Folder, source: Source, reader: Reader, preprocessor: Preprocessor, task: Task, summary: Summary, progress: Progress
+    spec: PipelineSpec,
+    folder: Folder,
+    source: Source,
+    reader: Reader,
+    preprocessor: Preprocessor,
+    task: Task,
+    summary: Summary,
+    progress: Progress,
 ) -> Shards:
     shards_folder = folder / f"shards-{uuid.uuid4().hex[:8]}"
     for split in SPLITS:
         (shards_folder / split).create()
+    reader = reader.only({*reader.columns, *spec.prepare.bucket_by})
     with progress.stage("transform", total=source.rows) as stage:
-        found = list(in_order(stream(source, reader, WriteShards(shards_folder, preprocessor, task)), stage))
-    splits: dict[str, list[Shard]] = {split: [shards[split] for shards in found if split in shards] for split in SPLITS}
+        found = list(in_order(stream(source, reader, WriteShards(shards_folder, preprocessor, task, spec.prepare)), stage))
+    splits = {
+        split: [
+            placed.shard
+            for placed in sorted((one for unit in found for one in unit.get(split, [])), key=lambda placed: placed.bucket)
+        ]
+        for split in SPLITS
+    }
     assert summary.sample is not None
     matrix = preprocessor.transform(summary.sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:

@@ -117,6 +117,19 @@ class ModelSpec(Frozen):
     """Checked against the family's own Params."""
 
 
+class PrepareSpec(Frozen):
+    """How the prepared data is laid out. It costs or saves time and memory; the rows of a split stay the same."""
+
+    row_group_rows: Annotated[int, Field(ge=1024, le=1_048_576)] = 65_536
+    """Rows of a Parquet row group: what a trainer reads in one go."""
+    shard_rows: Annotated[int, Field(ge=1024)] | None = None
+    """Rows of a shard at most; null: one shard per read unit and split."""
+    bucket_by: list[str] = []
+    """Columns whose equal values come to lie in the same shards; the rows of a split are then in the order of the buckets."""
+    buckets: Annotated[int, Field(ge=1, le=1024)] = 16
+    """How many buckets, where there is a bucket_by."""
+
+
 class TrainSpec(Frozen):
     """How much of the cluster a fit may use."""
 
@@ -148,6 +161,7 @@ class PipelineSpec(Frozen):
     task: TaskSpec
     features: FeaturesSpec = FeaturesSpec()
     model: ModelSpec = ModelSpec()
+    prepare: PrepareSpec = PrepareSpec()
     train: TrainSpec = TrainSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     store: str = "runs"

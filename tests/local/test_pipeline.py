@@ -19,11 +19,13 @@ import pytest
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from pipelines.artifact import Artifact
+from pipelines.data.prepared import Range
 from pipelines.errors import ArtifactError, DataError, RequirementError, SpecError, UserError
 from pipelines.evaluate import evaluate
 from pipelines.explain import checked
 from pipelines.predict import predict
 from pipelines.prepare import prepare
+from pipelines.progress import Silent
 from pipelines.runs import RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.train import run, train
@@ -365,3 +367,46 @@ def test_a_time_split_tests_on_the_latest_rows(data: Path, tmp_path: Path) -> No
     assert rows["test"] == pytest.approx(1500, abs=2) and rows["valid"] == pytest.approx(1500, abs=2)
     spec = (Path(done.path) / "spec.yaml").read_text()
     assert str(np.datetime64(seen[4500], "us")) in spec
+
+
+def test_prepared_data_is_used_again_without_a_read_and_says_why(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    first = prepare(spec_of(data, tmp_path), progress=Noting())
+    other = prepare(spec_of(data, tmp_path, data={"split": {"seed": 8}}), progress=Noting())
+    monkeypatch.setattr("pipelines.prepare.stream", None)
+    monkeypatch.setattr("pipelines.data.summary.stream", None)
+    again = prepare(spec_of(data, tmp_path), progress=Noting())
+
+    assert (first.reused, other.reused, again.reused) == (False, False, True) and again.path == first.path != other.path
+    assert "nothing is prepared for 'people'" in notes[0]
+    assert "data.split.seed was 7, is 8" in notes[1]
+    assert notes[2].startswith("cache hit: prepared ")
+
+
+def test_buckets_keep_equal_values_together_and_lose_no_row(data: Path, tmp_path: Path) -> None:
+    plain = prepare(spec_of(data, tmp_path))
+    layout = {"bucket_by": ["city"], "buckets": 3, "row_group_rows": 1024, "shard_rows": 1024}
+    bucketed = prepare(spec_of(data, tmp_path, prepare=layout))
+
+    def rows(prepared: Any, shards: Any) -> Any:
+        parts = [np.column_stack([m, y]) for s in shards for m, y in prepared.shards.read(Range(s.file, 0, s.rows))]
+        return np.concatenate(parts)
+
+    whole, bucket = (rows(one, one.shards.splits["train"]) for one in (plain, bucketed))
+    assert bucketed.rows == plain.rows
+    assert max(shard.rows for shard in bucketed.shards.splits["train"]) <= 1024
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, bucket))
+    by_bucket: dict[str, set[float]] = {}
+    city = [feature.name for feature in bucketed.shards.features].index("city")
+    for shard in bucketed.shards.splits["train"]:
+        name = shard.file.split("-b")[1][:4]
+        by_bucket.setdefault(name, set()).update(rows(bucketed, [shard])[:, city].tolist())
+    found = list(by_bucket.values())
+    assert all(not (one & two) for i, one in enumerate(found) for two in found[i + 1 :])

@@ -87,12 +87,17 @@ def test_help_lists_the_commands_and_not_those_to_come() -> None:
 
     listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line.strip()]
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(listed) == {"run", "prepare", "train", "evaluate", "predict", "serve", "runs", "submit", "demo"}
+    assert set(listed) == {
+        *["run", "prepare", "train", "plan", "evaluate", "predict", "serve", "runs", "cache", "submit", "demo"]
+    }
 
 
-@pytest.mark.parametrize("command", ["run", "prepare", "train", "evaluate", "predict", "serve", "runs", "submit", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "prepare", "train", "plan", "evaluate", "predict", "serve", "runs", "cache list", "cache prune", "submit", "demo"],
+)
 def test_every_command_has_the_common_options(command: str, call: Callable[..., Ended]) -> None:
-    shown = call(command, "--help").out
+    shown = call(*command.split(), "--help").out
 
     assert [option for option in ("--address", "--store", "--set", "--json") if option not in shown] == []
 
@@ -294,6 +299,34 @@ def test_runs_are_listed_shown_and_compared(call: Callable[..., Ended]) -> None:
     assert differences["spec.model.params.num_leaves"] == ["-", "31"]
     assert "spec.task.target" not in differences
     assert call("runs", "list", "--json").out.startswith('{"runs": [')
+
+
+def test_the_cache_is_listed_and_pruned(call: Callable[..., Ended]) -> None:
+    from tests.unit.test_cache import address, keep
+
+    keep(Path("runs"), address(), name="flights", made=0)
+
+    listed = call("cache", "list").out.splitlines()
+    assert listed[1].split()[:3] == [address().key, "flights", "10"]
+    assert json.loads(call("cache", "list", "--json").out)["entries"][0]["complete"] is True
+    assert call("cache", "prune").out == "nothing to delete\n"
+    assert "prepared 1970-01-01" in call("cache", "prune", "--days", "30").out
+    assert call("cache", "list").out == "the cache is empty\n"
+
+
+def test_a_plan_is_printed_and_its_problems_are_wrong_input(call: Callable[..., Ended]) -> None:
+    import polars as pl
+
+    pl.DataFrame({"age": range(100), "city": ["Ulm", "Bern"] * 50, "y": [True, False] * 50}).write_parquet("rows.parquet")
+
+    good, bad = call("plan", "flights.yaml"), call("plan", "flights.yaml", "--json", "--set", "train.workers=200")
+
+    assert (good.code, good.err) == (0, "")
+    assert good.out.splitlines()[0].startswith("rows      100 in 1 file,")
+    assert "1. statistics of all columns" in good.out
+    assert bad.code == 2
+    assert json.loads(bad.out)["problems"] == ["train.workers: 200 workers cannot share 80 train rows; lower train.workers"]
+    assert bad.err == json.loads(bad.out)["problems"][0] + "\n"
 
 
 def test_an_unknown_run_is_wrong_input(call: Callable[..., Ended]) -> None:

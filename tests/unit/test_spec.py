@@ -154,7 +154,7 @@ def test_an_empty_section_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modle: {}", "modle is unknown; did you mean 'model'? (known: data, evaluate, features, model, name, serve, store, task, train, tune)"),
+        ("modle: {}", "modle is unknown; did you mean 'model'? (known: data, evaluate, features, model, name, prepare, serve, store, task, train, tune)"),
         ("model: {tpye: x}", "model.tpye is unknown; did you mean 'type'? (known: params, type)"),
         ("serve: {limits: {row: 1}}", "serve.limits.row is unknown; did you mean 'rows'? (known: body_mb, in_flight, rows, timeout_s)"),
         ("train: {workers: two}", "train.workers 'two' is wrong: expected an integer >= 1 or 'auto'"),

@@ -1,0 +1,57 @@
+"""Prepared shards: all rows once and in order, whatever their size, row groups and buckets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.data.prepared import Shard, Shards, ShardWriter
+from pipelines.spec import PrepareSpec
+from pipelines.storage import Folder
+
+
+def write(folder: Path, sizes: list[int], layout: PrepareSpec) -> tuple[list[Shard], pa.Table]:
+    rows = pa.table({"f0": np.arange(sum(sizes), dtype=float), "__target__": np.zeros(sum(sizes))})
+    (folder / "train").mkdir(exist_ok=True)
+    writer = ShardWriter(Folder.at(str(folder)), "train/00000", rows.schema, layout, [])
+    start = 0
+    for size in sizes:
+        writer.add(rows.slice(start, size))
+        start += size
+    writer.close()
+    return writer.shards, rows
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=8),
+    group=st.integers(1024, 3000),
+    limit=st.none() | st.integers(1024, 5000),
+)
+def test_every_row_is_written_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], group: int, limit: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    layout = PrepareSpec(row_group_rows=group, shard_rows=limit)
+    shards, rows = write(folder, sizes, layout)
+
+    files = [pq.ParquetFile(folder / shard.file) for shard in shards]
+    groups = [file.metadata.row_group(i).num_rows for file in files for i in range(file.num_row_groups)]
+    assert pa.concat_tables(file.read() for file in files).equals(rows)
+    assert [file.metadata.num_rows for file in files] == [shard.rows for shard in shards]
+    assert max(groups) <= group and (limit is None or max(shard.rows for shard in shards) <= limit)
+    assert limit is not None or all(size == group for size in groups[:-1])
+
+
+def test_ranks_read_every_row_once(tmp_path: Path) -> None:
+    shards, rows = write(tmp_path, [3000, 100, 4000], PrepareSpec(row_group_rows=1024, shard_rows=2048))
+    written = Shards(Folder.at(str(tmp_path)), [], {"train": shards})
+
+    seen = [matrix[:, 0] for rank in range(3) for part in written.ranges("train", rank, 3) for matrix, _ in written.read(part)]
+
+    assert np.concatenate(seen).tolist() == rows["f0"].to_pylist()
