@@ -234,7 +234,8 @@ def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
     free = sum(machine.memory for machine in machines)
     return [
         f"train: {team.workers} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
-        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features or fewer bins (model.params.max_bin), or on more machines"
+        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features or fewer bins "
+        "(model.params.max_bin), or on more machines"
     ]
 
 
