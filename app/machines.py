@@ -27,20 +27,20 @@ def machines(address: str | None) -> Iterator[Cluster]:
             yield Cluster(free_slots().free, ray.cluster_resources().get("GPU", 0.0), _of_ray)
     else:
         slots = float(private_slots())
-        yield Cluster(slots, 0.0, lambda locations: [_here(slots, locations)])
+        yield Cluster(slots, 0.0, lambda store, sources: [_here(slots, store, sources)])
 
 
-def _here(slots: float, locations: list[str]) -> Machine:
+def _here(slots: float, store: str, sources: list[str]) -> Machine:
     import socket
 
     import psutil
 
     from pipelines.plan import Machine, reach
 
-    return Machine(socket.gethostname(), slots, psutil.virtual_memory().available, reach(locations))
+    return Machine(socket.gethostname(), slots, psutil.virtual_memory().available, reach(store, sources))
 
 
-def _of_ray(locations: list[str]) -> list[Machine]:
+def _of_ray(store: str, sources: list[str]) -> list[Machine]:
     """Ask every node, each in a task of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -48,7 +48,7 @@ def _of_ray(locations: list[str]) -> list[Machine]:
     look = ray.remote(num_cpus=0)(_here)
     asked: list[Any] = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            node["Resources"].get("CPU", 0.0), locations
+            node["Resources"].get("CPU", 0.0), store, sources
         )
         for node in ray.nodes()
         if node["Alive"]

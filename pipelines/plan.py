@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.fs
 
 from pipelines.cache import explain
 from pipelines.data.infer import infer_schema, with_kinds
 from pipelines.data.read import BLOCK_BYTES, Reader
-from pipelines.data.source import Source, explained
+from pipelines.data.source import Source, explained, locations_of, root_of
 from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
@@ -26,7 +27,7 @@ from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.schema import ARROW, Column, Schema, cast
 from pipelines.spec import PipelineSpec
-from pipelines.storage import Folder, open_location
+from pipelines.storage import Folder, one_line, open_location
 from pipelines.training.trainer import Team
 
 PROCESS: Final = 300 << 20
@@ -52,12 +53,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run would find; `reach` asks every node whether it can open these locations."""
+    """What a run would find."""
 
     free: float
     """CPU slots."""
     gpus: float
-    machines: Callable[[list[str]], list[Machine]]
+    machines: Callable[[str, list[str]], list[Machine]]
+    """Ask every node what it has, and whether it can open a store and sources."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     reads = sum(source.format.chunk_bytes(u.file.filesystem, u.file.path, u.piece, reader.file_columns) for u in source.units)
     features, classes = _first_rows(spec, source, raw, columns, chains, target)
     train_rows = int(source.rows * (1 - spec.data.split.test - spec.data.split.valid))
-    locations = [spec.store, *_roots(spec)]
-    machines = cluster.machines(locations)
+    machines = cluster.machines(spec.store, locations_of(spec.data))
     problems = _unreachable(machines)
     try:
         team = Team.plan(spec.train, cluster.free, cluster.gpus, train_rows)
@@ -162,15 +163,17 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     )
 
 
-def reach(locations: list[str]) -> dict[str, str]:
-    """Return which locations this machine cannot open, and why. For a store, its nearest existing folder counts."""
+def reach(store: str, sources: list[str]) -> dict[str, str]:
+    """Return which of these locations this machine cannot open, and why. A store need not exist yet."""
     wrong = {}
-    for location in locations:
+    for location in [store, *sources]:
         try:
             filesystem, path = open_location(location)
-            filesystem.get_file_info(path)
+            found = filesystem.get_file_info(root_of(path)).type
+            if found == pa.fs.FileType.NotFound and location != store:
+                wrong[location] = "it does not exist there"
         except (DataError, OSError) as error:
-            wrong[location] = str(error)
+            wrong[location] = one_line(error)
     return wrong
 
 
@@ -201,16 +204,6 @@ def _first_rows(
     except DataError:  # the first rows alone do not allow it
         features = len(columns)
     return features, max(1, len(table[target.name].drop_null().unique())) if spec.task.type == "multiclass" else 1
-
-
-def _roots(spec: PipelineSpec) -> list[str]:
-    source = spec.data.source
-    many = (
-        [one for values in source.values() for one in ([values] if isinstance(values, str) else values)]
-        if isinstance(source, dict)
-        else source
-    )
-    return [many] if isinstance(many, str) else list(many)
 
 
 def _unreachable(machines: list[Machine]) -> list[str]:

@@ -119,11 +119,21 @@ def _locations(source: Any) -> list[tuple[str | None, str]]:
     return [(split, one) for split, many in by_split.items() for one in ([many] if isinstance(many, str) else many)]
 
 
+def locations_of(spec: DataSpec) -> list[str]:
+    """The files, folders, globs and URIs of `data.source`."""
+    return [location for _, location in _locations(spec.source)]
+
+
+def root_of(path: str) -> str:
+    """The folder above the first wildcard; the path itself where there is none."""
+    while GLOB & set(path):
+        path = path.rpartition("/")[0]
+    return path
+
+
 def _find(location: str, split: str | None) -> list[File]:
     filesystem, path = open_location(location)
-    root = path
-    while GLOB & set(root):
-        root = root.rpartition("/")[0]
+    root = root_of(path)
     try:
         entry = filesystem.get_file_info(root)
         if entry.type == pyarrow.fs.FileType.NotFound:

@@ -56,3 +56,22 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_running(tmp_path: Path) -
     assert "Traceback" not in err
     assert ray_processes_of(process.pid) == []
     assert list((tmp_path / "runs").glob("flights/*/run.json")) == []
+
+
+def test_a_prepare_that_was_killed_is_not_taken_for_complete(tmp_path: Path) -> None:
+    words = [str(ROOT / "examples/flights/flights.yaml"), "--set", f"data.source={ROOT / 'examples/flights/data'}"]
+    process = start("prepare", *words, folder=tmp_path)
+    while not list((tmp_path / "runs/cache").glob("*/shards-*/train/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+
+    listed = start("cache", "list", "--json", folder=tmp_path).communicate(timeout=60)[0]
+    assert [entry["complete"] for entry in json.loads(listed)["entries"]] == [False]
+    again = start("prepare", "--json", *words, folder=tmp_path)
+    out, err = again.communicate(timeout=240)
+
+    assert again.returncode == 0, err
+    assert json.loads(out)["reused"] is False and sum(json.loads(out)["rows"].values()) == 327_346
+    assert "cache miss: nothing is prepared for 'flights'" in err

@@ -43,7 +43,9 @@ def spec_of(source: Path, store: Path, **sections: Any) -> PipelineSpec:
 
 def cluster(memory: int = 8 << 30, slots: float = 4, machines: int = 1) -> Cluster:
     return Cluster(
-        slots * machines, 0.0, lambda locations: [Machine(f"m{i}", slots, memory, reach(locations)) for i in range(machines)]
+        slots * machines,
+        0.0,
+        lambda store, sources: [Machine(f"m{i}", slots, memory, reach(store, sources)) for i in range(machines)],
     )
 
 
@@ -94,7 +96,7 @@ def test_a_fit_that_cannot_fit_in_memory_is_refused_with_the_remedy(source: Path
 def test_a_node_that_cannot_reach_the_store_is_named(source: Path, tmp_path: Path) -> None:
     unreachable = Machine("far", 4, 8 << 30, {"/mnt/x": "no such mount"})
 
-    found = plan(spec_of(source, tmp_path), Cluster(4, 0.0, lambda locations: [unreachable]))
+    found = plan(spec_of(source, tmp_path), Cluster(4, 0.0, lambda store, sources: [unreachable]))
 
     assert found.problems == [
         "/mnt/x: far cannot reach it (no such mount); use a shared mount or a URI (s3://...) that every node can open"
@@ -117,3 +119,13 @@ def test_the_memory_of_a_fit_grows_with_its_rows(source: Path, tmp_path: Path, m
 
     rows = 80_000_000 / 3
     assert large - small == pytest.approx(rows * (9 + 12 + 20), rel=0.15)
+
+
+def test_what_a_machine_cannot_reach_is_told_and_a_store_need_not_exist_yet(tmp_path: Path) -> None:
+    wrong = reach(str(tmp_path / "not yet"), [str(tmp_path / "*/x-*.parquet"), str(tmp_path / "gone"), "nosuch://bucket/x"])
+
+    assert wrong == {
+        str(tmp_path / "gone"): "it does not exist there",
+        "nosuch://bucket/x": wrong["nosuch://bucket/x"],
+    }
+    assert "'nosuch://bucket/x' cannot be opened" in wrong["nosuch://bucket/x"]
