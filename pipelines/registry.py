@@ -14,6 +14,10 @@ from pipelines.errors import SpecError, did_you_mean
 TRANSFORMS = {
     "impute": "pipelines.features.numeric:Impute",
     "scale": "pipelines.features.numeric:Scale",
+    "clip": "pipelines.features.distribution:Clip",
+    "log1p": "pipelines.features.distribution:Log1p",
+    "quantile": "pipelines.features.distribution:Quantile",
+    "bin": "pipelines.features.distribution:Bin",
     "index": "pipelines.features.categorical:Index",
     "hash": "pipelines.features.categorical:Hash",
     "onehot": "pipelines.features.categorical:OneHot",

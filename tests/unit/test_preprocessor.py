@@ -266,7 +266,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         (
             {"columns": {"origin": [["index"], ["impute", "index"]]}},
             "features.columns.origin: step 'impute' on column 'origin' (categorical) fills texts with a text; "
-            "write {impute: {value: unknown}}",
+            "write {impute: {value: unknown}} or {impute: {strategy: most_frequent}}",
         ),
         (
             {"columns": {"flight": [{"impute": {"value": "x"}}]}},
