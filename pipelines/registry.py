@@ -20,6 +20,7 @@ TRANSFORMS = {
     "bin": "pipelines.features.distribution:Bin",
     "index": "pipelines.features.categorical:Index",
     "hash": "pipelines.features.categorical:Hash",
+    "frequency": "pipelines.features.categorical:Frequency",
     "onehot": "pipelines.features.categorical:OneHot",
     "parts": "pipelines.features.dates:Parts",
     "elapsed": "pipelines.features.dates:Elapsed",

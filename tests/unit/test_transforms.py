@@ -25,7 +25,7 @@ from sklearn.preprocessing import (
 )
 
 from pipelines.errors import DataError
-from pipelines.features.categorical import Hash, Index, OneHot
+from pipelines.features.categorical import Frequency, Hash, Index, OneHot
 from pipelines.features.dates import Elapsed, Parts
 from pipelines.features.distribution import Bin, Clip, Log1p, Quantile
 from pipelines.features.numeric import Impute, Scale
@@ -85,6 +85,9 @@ CASES = [
     Case("bin", {"bins": 3, "method": "uniform"}, "numeric"),
     Case("index", {}, "categorical"),
     Case("index", {"min_count": 2}, "text"),
+    Case("index", {"max_categories": 2, "min_count": 2}, "categorical"),
+    Case("frequency", {}, "categorical"),
+    Case("frequency", {}, "text"),
     Case("hash", {}, "categorical"),
     Case("hash", {"buckets": 2}, "text"),
     Case("onehot", {}, "categorical"),
@@ -422,6 +425,24 @@ def test_index_codes_by_frequency_then_text_and_unknown_is_last() -> None:
     assert codes[:6].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 4.0]
     assert math.isnan(codes[6])
     assert index.cardinality == 5
+
+
+def test_index_has_one_code_for_rare_and_unseen_categories_and_none_for_missing() -> None:
+    index = fit(Index, [*"aaabbbccd", None], max_categories=3, min_count=2)
+
+    [codes] = index.block(texts("a", "b", "c", "d", "unseen", None))
+
+    assert bits(codes) == bits(numbers(0, 1, 2, 3, 3, NAN))
+    assert (index.cardinality, fit(Index, [*"aaabbbccd", None], max_categories=1).cardinality) == (4, 2)
+
+
+def test_frequency_equals_pandas() -> None:
+    rows = [*"aaabbc", "", None, None]
+
+    [shares] = fit(Frequency, rows).block(texts(*rows, "unseen"))
+
+    expected = pd.Series(rows, dtype=object).map(pd.Series(rows, dtype=object).value_counts() / len(rows))
+    assert bits(shares) == bits(np.array([*expected, 0.0]))
 
 
 def test_index_treats_rare_categories_as_unknown() -> None:
