@@ -23,7 +23,8 @@ TRANSFORMS = {
     "frequency": "pipelines.features.categorical:Frequency",
     "onehot": "pipelines.features.categorical:OneHot",
     "parts": "pipelines.features.dates:Parts",
-    "elapsed": "pipelines.features.dates:Elapsed",
+    "cyclic": "pipelines.features.dates:Cyclic",
+    "since": "pipelines.features.dates:Since",
 }
 
 MODELS = {

@@ -113,7 +113,7 @@ def _refusal(step: PlannedStep, form: Form, before: str | None, column: Column) 
     if form in TEXT and "code" in takes:
         remedy = f"put 'index' before it or {out}"
     elif form == "datetime" and "numeric" in takes:
-        remedy = f"put 'elapsed' or 'parts' before it or {out}"
+        remedy = f"put 'since' or 'parts' before it or {out}"
     elif before is None and "categorical" in takes:
         remedy = f"set data.kinds.{column.name}: categorical or {out}"
     else:

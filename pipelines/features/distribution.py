@@ -248,7 +248,8 @@ class Bin(Monotone):
             return cls([])
         finite(statistics.maximum - statistics.minimum)
         if params.method == "uniform":
-            edges = np.linspace(statistics.minimum, statistics.maximum, params.bins + 1)
+            with np.errstate(over="ignore"):  # at the last edge, which numpy then sets to the maximum
+                edges = np.linspace(statistics.minimum, statistics.maximum, params.bins + 1)
         else:
             edges = statistics.quantiles(np.linspace(0.0, 1.0, params.bins + 1))
         return cls((np.unique(edges)[1:-1] + 0.0).tolist())

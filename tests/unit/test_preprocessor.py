@@ -26,7 +26,7 @@ from pipelines.schema import ARROW, Column, numbers, texts
 from pipelines.spec import Chain, FeaturesSpec, Kind
 
 NAN = math.nan
-DEFAULTS: dict[Kind, Chain] = {"numeric": [], "boolean": [], "categorical": ["index"], "datetime": [["parts"], ["elapsed"]]}
+DEFAULTS: dict[Kind, Chain] = {"numeric": [], "boolean": [], "categorical": ["index"], "datetime": [["parts"], ["since"]]}
 COLUMNS = [
     Column(name="delay", type="float64", kind="numeric"),
     Column(name="flight", type="int64", kind="numeric"),
@@ -44,7 +44,7 @@ EVERYTHING = FeaturesSpec(
     boolean=["impute"],
     categorical=[["index"], [{"impute": {"value": "?"}}, {"hash": {"buckets": 7}}], [{"onehot": {"max_categories": 3}}]],
     text=[{"impute": {"value": "none", "indicator": True}}, "index", {"scale": {"method": "minmax"}}],
-    datetime=[["impute", "parts"], [{"elapsed": {"unit": "days"}}, "scale"]],
+    datetime=[["impute", "parts"], [{"since": {"unit": "days"}}, "scale"]],
     columns={"flight": []},
 )
 
@@ -198,7 +198,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         "late": ["impute"],
         "night": ["onehot"],
         "origin": [{"hash": {"buckets": 8}}],
-        "time": [["parts"], ["elapsed"]],
+        "time": [["parts"], ["since"]],
     }, "text has no default, so 'note' is left out"
 
 
@@ -241,8 +241,8 @@ def test_chains_follow_column_then_kind_then_default() -> None:
             "features.datetime.parts.which: a part stands there twice: hour, hour",
         ),
         (
-            {"datetime": [{"elapsed": {"reference": "soon"}}]},
-            "features.datetime.elapsed.reference: reference 'soon' is no date; expected ISO 8601, such as 2013-01-31T15:00",
+            {"datetime": [{"since": {"reference": "soon"}}]},
+            "features.datetime.since.reference: reference 'soon' is no date; expected ISO 8601, such as 2013-01-31T15:00, or first or last",
         ),
         (
             {"columns": {"origin": ["scale"]}},
@@ -252,7 +252,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         (
             {"datetime": ["scale"]},
             "features.datetime: step 'scale' takes numbers, but column 'time' is datetime; "
-            "put 'elapsed' or 'parts' before it or take 'scale' out",
+            "put 'since' or 'parts' before it or take 'scale' out",
         ),
         (
             {"columns": {"flight": ["onehot"]}},

@@ -26,11 +26,12 @@ from sklearn.preprocessing import (
 
 from pipelines.errors import DataError
 from pipelines.features.categorical import Frequency, Hash, Index, OneHot
-from pipelines.features.dates import Elapsed, Parts
+from pipelines.features.dates import Cyclic, Parts, Since
 from pipelines.features.distribution import Bin, Clip, Log1p, Quantile
 from pipelines.features.numeric import Impute, Scale
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.features.zones import offsets
 from pipelines.registry import TRANSFORMS, load
 
 NAN, INF = math.nan, math.inf
@@ -94,8 +95,13 @@ CASES = [
     Case("onehot", {"max_categories": 2}, "text"),
     Case("parts", {}, "datetime"),
     Case("parts", {"which": ["second", "minute", "quarter", "year"]}, "datetime"),
-    Case("elapsed", {}, "datetime"),
-    Case("elapsed", {"unit": "days", "reference": "2013-01-01T05:30:00.25+02:00"}, "datetime"),
+    Case("parts", {"which": ["day", "hour", "minute"], "zone": "America/New_York"}, "datetime"),
+    Case("cyclic", {}, "datetime"),
+    Case("cyclic", {"which": ["dayofyear"], "zone": "Australia/Lord_Howe"}, "datetime"),
+    Case("since", {}, "datetime"),
+    Case("since", {"unit": "seconds", "reference": "first"}, "datetime"),
+    Case("since", {"reference": "last"}, "datetime"),
+    Case("since", {"unit": "days", "reference": "2013-01-01T05:30:00.25+02:00"}, "datetime"),
 ]
 
 FLOATS = st.floats(allow_subnormal=True, width=64) | st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 1.7e308, -1.7e308, 5e-324])
@@ -488,8 +494,68 @@ def test_parts_of_no_date_are_missing() -> None:
     assert all(math.isnan(part) for value in (NAN, INF, 2.0**62) for part in fit(Parts, []).row(value))
 
 
-def test_elapsed_counts_from_its_reference() -> None:
-    elapsed = fit(Elapsed, [], unit="hours", reference="2013-01-01T02:00:00+01:00")
+@pytest.mark.parametrize("zone", ["America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca", "Etc/GMT-14"])
+def test_parts_in_a_zone_equal_pandas_across_every_change_of_the_clock(zone: str) -> None:
+    instants = pd.date_range("1900-01-02", "2099-12-30", periods=20_011, unit="us", tz="UTC").to_series()
+    changes = [pd.Timestamp(change, unit="us", tz="UTC") for change in offsets(zone)[0]]
+    around = [change + pd.Timedelta(seconds=s) for change in changes for s in (-3601, -1, 0, 1, 3599, 3600)]
+    instants = pd.concat([instants, pd.Series(pd.to_datetime(around, utc=True).as_unit("us"))])
+    which = ["year", "month", "day", "weekday", "dayofyear", "hour", "minute", "second"]
 
-    assert elapsed.row(pd.Timestamp("2013-01-01T02:30").value / 1000) == [1.5]
-    assert fit(Elapsed, [], unit="days").row(86_400_000_000.0) == [1.0]
+    parts = fit(Parts, [], which=which, zone=zone)
+    found = parts.block(instants.astype("int64").to_numpy().astype(np.float64))
+
+    local = instants.dt.tz_convert(zone)
+    for part, column in zip(which, found, strict=True):
+        expected = getattr(local.dt, {"weekday": "day_of_week", "dayofyear": "day_of_year"}.get(part, part))
+        np.testing.assert_array_equal(column, expected.to_numpy(), err_msg=part)
+
+
+def test_the_hour_that_a_clock_shows_twice_is_the_same_hour_of_two_instants() -> None:
+    parts = fit(Parts, [], which=["hour", "minute"], zone="Europe/Berlin")
+    before, after = (pd.Timestamp(text).value / 1000 for text in ("2024-10-27T00:30Z", "2024-10-27T01:30Z"))
+
+    assert parts.row(before) == parts.row(after) == [2.0, 30.0]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berln", "America", "../etc/passwd", ""])
+def test_an_unknown_zone_is_said_to_be(zone: str) -> None:
+    with pytest.raises(ValueError, match="is unknown"):
+        Parts.Params.model_validate({"zone": zone})
+
+
+def test_cyclic_equals_numpy_of_the_parts_of_pandas() -> None:
+    instants = pd.date_range("2019-12-30", "2025-01-02", periods=20_011, unit="us").to_series()
+
+    found = fit(Cyclic, []).block(instants.astype("int64").to_numpy().astype(np.float64))
+
+    when = instants.dt
+    places = [when.hour / 24, when.day_of_week / 7, (when.month - 1) / 12, (when.day_of_year - 1) / 365.25]
+    expected = [wave(2 * np.pi * place) for place in places for wave in (np.sin, np.cos)]
+    np.testing.assert_allclose(found, np.array(expected), atol=1e-12)
+
+
+def test_cyclic_puts_midnight_beside_the_hour_before() -> None:
+    cyclic = fit(Cyclic, [], which=["hour"])
+    names = [feature.name for feature in cyclic.outputs(Feature(name="time", kind="datetime"))]
+    points = [np.array(cyclic.row(hour * 3_600_000_000.0)) for hour in range(24)]
+
+    assert names == ["time__hour_sin", "time__hour_cos"]
+    steps = [float(np.linalg.norm(points[hour] - points[hour - 1])) for hour in range(24)]
+    assert steps == pytest.approx([steps[0]] * 24)
+    assert all(math.isnan(place) for place in cyclic.row(NAN))
+
+
+def test_since_the_first_or_last_instant_of_the_train_split() -> None:
+    rows = [7_200_000_000.0, NAN, 3_600_000_000.0]
+
+    assert fit(Since, rows, reference="first").row(rows[0]) == [1.0]
+    assert fit(Since, rows, reference="last").row(0.0) == [-2.0]
+    assert fit(Since, [NAN], reference="last").row(rows[0]) == [2.0]
+
+
+def test_since_counts_from_its_reference() -> None:
+    since = fit(Since, [], unit="hours", reference="2013-01-01T02:00:00+01:00")
+
+    assert since.row(pd.Timestamp("2013-01-01T02:30").value / 1000) == [1.5]
+    assert fit(Since, [], unit="days").row(86_400_000_000.0) == [1.0]
