@@ -22,6 +22,8 @@ TRANSFORMS = {
     "hash": "pipelines.features.categorical:Hash",
     "frequency": "pipelines.features.categorical:Frequency",
     "onehot": "pipelines.features.categorical:OneHot",
+    "length": "pipelines.features.text:Length",
+    "ngrams": "pipelines.features.text:Ngrams",
     "parts": "pipelines.features.dates:Parts",
     "cyclic": "pipelines.features.dates:Cyclic",
     "since": "pipelines.features.dates:Since",
