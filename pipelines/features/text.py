@@ -218,7 +218,7 @@ class Characters:
         starts = np.flatnonzero(in_word & ~goes_on)
         if not len(starts):
             return np.empty(0, np.int64), np.empty(0, np.uint64)
-        # A word's hash is the sum of its code points, each times a power of CHARACTER by its place in the word. With powers by the
+        # A word's hash is the sum of its code points, each times a power of CHARACTER by its place in the word. By powers of the
         # place in the stripe it is a difference of running sums, which the inverse power then moves to the word's start.
         ends = np.flatnonzero(in_word & ~np.append(goes_on[1:], False)) + 1
         powers, inverses = _powers(CHARACTER, len(in_word) + 1), _powers(INVERSE, len(in_word) + 1)
