@@ -8,15 +8,17 @@ the row sample. What is fitted to quantiles is fitted to those of the row sample
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import DataError
+from pipelines.explain import shown
 from pipelines.features.numeric import finite
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics
 from pipelines.features.transform import Feature, Form, Transform, Values
@@ -48,22 +50,33 @@ class Monotone(Transform):
 class ClipParams(Frozen):
     """Where to cut off, either at quantiles or at fixed bounds; null: not at this end."""
 
-    quantiles: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(min_length=2, max_length=2)] | None = None
+    quantiles: list[float | None] | None = None
     """Of the train split's row sample; default: [0.01, 0.99] where there are no bounds."""
-    bounds: Annotated[list[float | None], Field(min_length=2, max_length=2)] | None = None
+    bounds: list[float | None] | None = None
+
+    @field_validator("quantiles")
+    @classmethod
+    def _shares(cls, ends: list[float | None] | None) -> list[float | None] | None:
+        return cls._ends(ends, 0.0, 1.0, "two numbers from 0 to 1, such as [0.01, 0.99]")
+
+    @field_validator("bounds")
+    @classmethod
+    def _numbers(cls, ends: list[float | None] | None) -> list[float | None] | None:
+        return cls._ends(ends, -sys.float_info.max, sys.float_info.max, "two numbers, such as [0, 10]")
+
+    @staticmethod
+    def _ends(ends: list[float | None] | None, low: float, high: float, expected: str) -> list[float | None] | None:
+        given = [end for end in ends or [] if end is not None]
+        if ends is not None and (
+            len(ends) != 2 or not given or given != sorted(given) or not all(low <= end <= high for end in given)
+        ):
+            raise ValueError(f"found {shown(ends)}, expected {expected}, the lower one first; null where nothing is cut off")
+        return ends
 
     @model_validator(mode="after")
     def _consistent(self) -> ClipParams:
         if self.quantiles is not None and self.bounds is not None:
             raise ValueError("'quantiles' and 'bounds' exclude each other; take one of them out")
-        for name, pair in (("quantiles", self.quantiles), ("bounds", self.bounds)):
-            if pair == [None, None]:
-                raise ValueError(f"'{name}' is null at both ends; give a number at one of them")
-            given = [end for end in pair or [] if end is not None]
-            if not all(map(math.isfinite, given)):
-                raise ValueError(f"'{name}' is {pair}; expected finite numbers, or null for no bound")
-            if given != sorted(given):
-                raise ValueError(f"'{name}' is {pair}; expected the lower end first")
         return self
 
 
@@ -170,10 +183,9 @@ class Quantile(Monotone):
 
     @classmethod
     def fit(cls, params: QuantileParams, statistics: NumberStatistics) -> Quantile:
-        num_values = int(np.isfinite(statistics.sample).sum())
-        shares = np.linspace(0.0, 1.0, max(2, min(params.landmarks, num_values)))
+        shares = np.linspace(0.0, 1.0, max(2, min(params.landmarks, len(statistics.ordered))))
         # Rounding when interpolating can make a quantile smaller than the one before it.
-        landmarks = np.maximum.accumulate(statistics.quantiles(shares)) + 0.0
+        landmarks = np.maximum.accumulate(statistics.quantiles(shares.tolist())) + 0.0
         finite(float(landmarks[-1]) - float(landmarks[0]))
         values, first = np.unique(landmarks, return_index=True)
         last = np.append(first[1:], len(landmarks)) - 1
@@ -251,7 +263,7 @@ class Bin(Monotone):
             with np.errstate(over="ignore"):  # at the last edge, which numpy then sets to the maximum
                 edges = np.linspace(statistics.minimum, statistics.maximum, params.bins + 1)
         else:
-            edges = statistics.quantiles(np.linspace(0.0, 1.0, params.bins + 1))
+            edges = np.array(statistics.quantiles(np.linspace(0.0, 1.0, params.bins + 1).tolist()))
         return cls((np.unique(edges)[1:-1] + 0.0).tolist())
 
     def outputs(self, feature: Feature) -> list[Feature]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
@@ -129,20 +131,24 @@ class NumberStatistics:
 
     def most_frequent(self) -> float:
         """Of the finite values in the sample, the smallest of equally frequent ones; the mean where the sample has none."""
-        values, times = np.unique(self.sample[np.isfinite(self.sample)], return_counts=True)
+        values, times = np.unique(self.ordered, return_counts=True)
         return float(values[np.argmax(times)]) + 0.0 if len(values) else self.mean
-
-    def quantiles(self, shares: Numbers) -> Numbers:
-        """As `quantile`, several at once; as many times the mean where the sample has no finite value."""
-        finite = self.sample[np.isfinite(self.sample)]
-        if not len(finite):
-            return np.full(len(shares), self.mean)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(np.quantile(finite, shares), np.float64)
 
     def quantile(self, share: float) -> float:
         """Of the finite values in the sample, interpolated as pandas does; the mean where the sample has none."""
-        return float(self.quantiles(np.array([share]))[0])
+        return self.quantiles((share,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Several at once."""
+        if not len(self.ordered):
+            return [self.mean] * len(shares)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [float(value) for value in np.quantile(self.ordered, shares)]
+
+    @cached_property
+    def ordered(self) -> Numbers:
+        """The finite values of the sample, ascending."""
+        return np.sort(self.sample[np.isfinite(self.sample)])
 
     def profile(self) -> dict[str, Any]:
         """Plain JSON for people; null where there is no value."""

@@ -19,8 +19,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from pipelines.explain import shown
 from pipelines.features.stats import Numbers, StringStatistics
 from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
 from pipelines.spec import Frozen
@@ -96,15 +97,12 @@ class Length(Transform):
         ]
 
 
-Sizes = Annotated[list[Annotated[int, Field(ge=1, le=10)]], Field(min_length=2, max_length=2)]
-
-
 class NgramsParams(Frozen):
     """Which n-grams are counted, and how."""
 
-    words: Sizes | None = None
+    words: list[int] | None = None
     """The fewest and the most words that follow each other; default: [1, 2] where there are no characters."""
-    characters: Sizes | None = None
+    characters: list[int] | None = None
     """The fewest and the most characters that follow each other, those between words too; [3, 5] is usual."""
     buckets: Annotated[int, Field(ge=2, le=4096)] = 256
     """Features that the n-grams share; each is a column of 8 bytes a row while a block is transformed."""
@@ -113,12 +111,12 @@ class NgramsParams(Frozen):
     lowercase: bool = True
     """Whether upper and lower case are the same; character by character, so ß stays ß."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> NgramsParams:
-        for name, sizes in (("words", self.words), ("characters", self.characters)):
-            if sizes is not None and sizes[0] > sizes[1]:
-                raise ValueError(f"'{name}' is {sizes}; expected the smaller size first")
-        return self
+    @field_validator("words", "characters")
+    @classmethod
+    def _sizes(cls, sizes: list[int] | None) -> list[int] | None:
+        if sizes is not None and (len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1] <= 10):
+            raise ValueError(f"found {shown(sizes)}, expected the smallest and the largest size, from 1 to 10, such as [1, 2]")
+        return sizes
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pipelines.errors import DataError, SpecError
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT
+from pipelines.registry import TRANSFORMS, load
 from pipelines.schema import ARROW, Column, numbers, texts
 from pipelines.spec import Chain, FeaturesSpec, Kind
 
@@ -255,6 +256,43 @@ def test_chains_follow_column_then_kind_then_default() -> None:
             "put 'since' or 'parts' before it or take 'scale' out",
         ),
         (
+            {"columns": {"origin": ["log1p"]}},
+            "features.columns.origin: step 'log1p' takes numbers, but column 'origin' is categorical; "
+            "put 'frequency' before it or take 'log1p' out",
+        ),
+        (
+            {"columns": {"note": ["clip"]}},
+            "features.columns.note: step 'clip' takes numbers, but column 'note' is text; put 'length' before it or take 'clip' out",
+        ),
+        (
+            {"columns": {"late": ["scale"]}},
+            "features.columns.late: step 'scale' takes numbers, but column 'late' is boolean; "
+            "set data.kinds.late: numeric or take 'scale' out",
+        ),
+        (
+            {"columns": {"gate": ["index", "clip"]}},
+            "features.columns.gate: step 'clip' takes numbers, but 'index' before it gives codes; take 'clip' out",
+        ),
+        (
+            {"columns": {"flight": [{"clip": {"quantiles": [5, 95]}}]}},
+            "features.columns.flight.clip.quantiles: found [5.0, 95.0], expected two numbers from 0 to 1, such as [0.01, 0.99], "
+            "the lower one first; null where nothing is cut off",
+        ),
+        (
+            {"columns": {"flight": [{"clip": {"bounds": [1]}}]}},
+            "features.columns.flight.clip.bounds: found [1.0], expected two numbers, such as [0, 10], "
+            "the lower one first; null where nothing is cut off",
+        ),
+        (
+            {"columns": {"time": [{"cyclic": {"zone": "Europe/Berln"}}]}},
+            "features.columns.time.cyclic.zone: zone 'Europe/Berln' is unknown; did you mean 'Europe/Berlin'? (known: ",
+        ),
+        (
+            {"columns": {"time": [{"cyclic": {"which": ["day"]}}]}},
+            "features.columns.time.cyclic.which.0 'day' is unknown; did you mean 'weekday'? "
+            "(known: dayofyear, hour, month, weekday)",
+        ),
+        (
             {"columns": {"flight": ["onehot"]}},
             "features.columns.flight: step 'onehot' takes text, but column 'flight' is numeric; "
             "set data.kinds.flight: categorical or take 'onehot' out",
@@ -285,6 +323,22 @@ def test_what_is_wrong_is_said_in_one_line(features: dict[str, Any], message: st
 
     assert str(error.value).startswith(message)
     assert message.endswith("(known: ") or str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, path in TRANSFORMS.items() if not getattr(load(TRANSFORMS, name, ""), "joins", 0)]
+)
+def test_each_transform_names_column_step_and_remedy_where_it_cannot_take_a_column(name: str) -> None:
+    takes = load(TRANSFORMS, name, "test").takes
+    for column in COLUMNS:
+        if column.kind in takes:
+            continue
+        with pytest.raises(SpecError) as error:
+            Preprocessor.plan(COLUMNS, FeaturesSpec(columns={column.name: [name]}), DEFAULTS, set())
+
+        assert str(error.value).startswith(f"features.columns.{column.name}: step '{name}' takes ")
+        assert f"but column '{column.name}' is {column.kind}; " in str(error.value)
+        assert str(error.value).endswith(f"take '{name}' out")
 
 
 def test_values_that_cannot_be_fitted_name_step_and_column() -> None:

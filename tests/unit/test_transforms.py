@@ -338,9 +338,10 @@ def test_clip_between_bounds_takes_infinities_in() -> None:
     ("params", "message"),
     [
         ({"quantiles": [0.1, 0.9], "bounds": [0, 1]}, "exclude each other"),
-        ({"bounds": [None, None]}, "null at both ends"),
-        ({"bounds": [2, 1]}, "expected the lower end first"),
-        ({"bounds": [0, INF]}, "expected finite numbers, or null"),
+        ({"bounds": [None, None]}, r"found \[null, null\], expected two numbers"),
+        ({"bounds": [2, 1]}, "the lower one first"),
+        ({"bounds": [0, INF]}, "expected two numbers"),
+        ({"quantiles": [-0.1, None]}, "expected two numbers from 0 to 1"),
     ],
 )
 def test_clip_explains_what_is_wrong(params: dict[str, Any], message: str) -> None:
