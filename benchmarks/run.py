@@ -67,7 +67,7 @@ def bare(source: str) -> dict[str, Any]:
     when = pl.col("time_hour")
     frame = frame.drop(spec["features"]["drop"]).with_columns(
         year=when.dt.year(), month=when.dt.month(), day=when.dt.day(), weekday=when.dt.weekday(), hour=when.dt.hour(),
-        dayofyear=when.dt.ordinal_day(), elapsed=when.cast(pl.Int64) / 3.6e9,
+        dayofyear=when.dt.ordinal_day(), since=when.cast(pl.Int64) / 3.6e9,
     ).drop("time_hour")  # fmt: skip
     texts = [name for name in frame.columns if frame[name].dtype == pl.String]
     for name in texts:  # codes by frequency in the train split, as `index` has them

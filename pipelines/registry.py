@@ -14,11 +14,19 @@ from pipelines.errors import SpecError, did_you_mean
 TRANSFORMS = {
     "impute": "pipelines.features.numeric:Impute",
     "scale": "pipelines.features.numeric:Scale",
+    "clip": "pipelines.features.distribution:Clip",
+    "log1p": "pipelines.features.distribution:Log1p",
+    "quantile": "pipelines.features.distribution:Quantile",
+    "bin": "pipelines.features.distribution:Bin",
     "index": "pipelines.features.categorical:Index",
     "hash": "pipelines.features.categorical:Hash",
+    "frequency": "pipelines.features.categorical:Frequency",
     "onehot": "pipelines.features.categorical:OneHot",
+    "length": "pipelines.features.text:Length",
+    "ngrams": "pipelines.features.text:Ngrams",
     "parts": "pipelines.features.dates:Parts",
-    "elapsed": "pipelines.features.dates:Elapsed",
+    "cyclic": "pipelines.features.dates:Cyclic",
+    "since": "pipelines.features.dates:Since",
 }
 
 MODELS = {

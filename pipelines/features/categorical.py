@@ -1,6 +1,9 @@
-"""Transforms of texts: to codes by frequency, to codes by hash, to one 0/1 feature per category.
+"""Transforms of categories: to codes by frequency, to codes by hash, to their share of the rows, to one 0/1 feature each.
 
 The block path looks at each distinct text of a block once; what a text becomes is decided by the one function `code`.
+
+What is counted is exact while a column has at most `stats.LIMIT` different texts. Beyond, only that many of the most frequent are
+known and the others are as unseen: what does not repeat often says nothing that can be learned per category; use `hash`.
 """
 
 from __future__ import annotations
@@ -23,26 +26,14 @@ from pipelines.spec import Frozen
 
 
 @dataclass(frozen=True)
-class Coding(Transform):
-    """From a text to one integer; missing stays missing."""
+class Lookup(Transform):
+    """From a text to one number; missing stays missing."""
 
     takes: ClassVar[frozenset[Form]] = TEXT
 
-    @property
-    @abstractmethod
-    def cardinality(self) -> int:
-        """How many codes there are."""
-
     @abstractmethod
     def code(self, text: str) -> float:
-        """The code of a text."""
-
-    @classmethod
-    def gives(cls, params: Frozen, form: Form) -> Form:
-        return "code"
-
-    def outputs(self, feature: Feature) -> list[Feature]:
-        return [Feature(name=feature.name, kind="categorical", cardinality=self.cardinality)]
+        """The number of a text."""
 
     def block(self, values: pa.Array) -> list[Values]:
         return [codes_of(values, self.code)]
@@ -59,16 +50,39 @@ class Coding(Transform):
         return [replace(NumberStatistics.of(codes, times), sample=sample)]
 
 
+@dataclass(frozen=True)
+class Coding(Lookup):
+    """From a text to one integer below `cardinality`."""
+
+    @property
+    @abstractmethod
+    def cardinality(self) -> int:
+        """How many codes there are."""
+
+    @classmethod
+    def gives(cls, params: Frozen, form: Form) -> Form:
+        return "code"
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=feature.name, kind="categorical", cardinality=self.cardinality)]
+
+
 class IndexParams(Frozen):
-    """Which categories have a code of their own."""
+    """Which categories have a code of their own; the rest is "other"."""
 
     min_count: Annotated[int, Field(ge=1)] = 1
-    """Categories in fewer train rows than this are treated as unknown."""
+    """Categories in fewer train rows than this are other."""
+    max_categories: Annotated[int, Field(ge=1)] | None = None
+    """The most frequent ones, ties by text; null: all that were counted."""
 
 
 @dataclass(frozen=True)
 class Index(Coding):
-    """Codes by descending frequency, ties by text; what training has not seen gets the last code, its own."""
+    """Codes by descending frequency, ties by text.
+
+    The last code stands for "other": categories that got no code of their own, and any text that training has not seen. Missing
+    is not other but stays missing.
+    """
 
     Params: ClassVar[type[Frozen]] = IndexParams
 
@@ -76,21 +90,22 @@ class Index(Coding):
 
     @classmethod
     def fit(cls, params: IndexParams, statistics: StringStatistics) -> Index:
-        return cls([text for text, times in statistics.ranked() if times >= params.min_count])
+        frequent = [text for text, times in statistics.ranked() if times >= params.min_count]
+        return cls(frequent[: params.max_categories])
 
     @property
     def cardinality(self) -> int:
         return len(self.categories) + 1
 
     def code(self, text: str) -> float:
-        return self._codes.get(text, self._unknown)
+        return self._codes.get(text, self._other)
 
     @cached_property
     def _codes(self) -> dict[str, float]:
         return {text: float(i) for i, text in enumerate(self.categories)}
 
     @cached_property
-    def _unknown(self) -> float:
+    def _other(self) -> float:
         return float(len(self.categories))
 
 
@@ -122,6 +137,33 @@ class Hash(Coding):
         return float(
             int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") % self.buckets
         )
+
+
+class FrequencyParams(Frozen):
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Frequency(Lookup):
+    """The share of the train rows that have the category, 0 for one that training has not seen; missing rows count as rows."""
+
+    Params: ClassVar[type[Frozen]] = FrequencyParams
+
+    shares: dict[str, float]
+
+    @classmethod
+    def gives(cls, params: FrequencyParams, form: Form) -> Form:
+        return "numeric"
+
+    @classmethod
+    def fit(cls, params: FrequencyParams, statistics: StringStatistics) -> Frequency:
+        return cls({text: times / statistics.count for text, times in statistics.ranked()})
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=feature.name, kind="numeric")]
+
+    def code(self, text: str) -> float:
+        return self.shares.get(text, 0.0)
 
 
 class OneHotParams(Frozen):

@@ -112,8 +112,12 @@ def _refusal(step: PlannedStep, form: Form, before: str | None, column: Column) 
     out = f"take '{step.name}' out"
     if form in TEXT and "code" in takes:
         remedy = f"put 'index' before it or {out}"
+    elif form in TEXT and "numeric" in takes:
+        remedy = f"put {'frequency' if form == 'categorical' else 'length'!r} before it or {out}"
     elif form == "datetime" and "numeric" in takes:
-        remedy = f"put 'elapsed' or 'parts' before it or {out}"
+        remedy = f"put 'since' or 'parts' before it or {out}"
+    elif before is None and form == "boolean" and "numeric" in takes:
+        remedy = f"set data.kinds.{column.name}: numeric or {out}"
     elif before is None and "categorical" in takes:
         remedy = f"set data.kinds.{column.name}: categorical or {out}"
     else:

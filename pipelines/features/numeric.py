@@ -19,8 +19,9 @@ from pipelines.spec import Frozen
 class ImputeParams(Frozen):
     """What to put where a value is missing."""
 
-    strategy: Literal["mean", "median", "constant"] | None = None
-    """Of the train split; default: constant where there is a value, else mean. The median is that of the row sample."""
+    strategy: Literal["mean", "median", "most_frequent", "constant"] | None = None
+    """Of the train split; default: constant where there is a value, else mean. Median and most frequent number are those of the
+    row sample; the most frequent text is exact. Of equally frequent ones the smallest."""
     value: bool | float | str | None = None
     """The constant; a text for a column of texts."""
     indicator: bool = False
@@ -30,7 +31,7 @@ class ImputeParams(Frozen):
     def _consistent(self) -> ImputeParams:
         if self.strategy == "constant" and self.value is None:
             raise ValueError("strategy: constant needs 'value'")
-        if self.strategy in ("mean", "median") and self.value is not None:
+        if self.strategy in ("mean", "median", "most_frequent") and self.value is not None:
             raise ValueError(f"'value' goes with strategy: constant, not with {self.strategy}")
         if isinstance(self.value, float) and not math.isfinite(self.value):
             raise ValueError(f"'value' is {self.value}; expected a finite number")
@@ -39,7 +40,7 @@ class ImputeParams(Frozen):
 
 @dataclass(frozen=True)
 class Impute(Transform):
-    """Fill missing values of numbers or texts; infinities stay. A column without any value is filled with 0."""
+    """Fill missing values of numbers or texts; infinities stay. A column without any value is filled with 0 or the empty text."""
 
     Params: ClassVar[type[Frozen]] = ImputeParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "boolean", "datetime", *TEXT})
@@ -49,8 +50,8 @@ class Impute(Transform):
 
     @classmethod
     def gives(cls, params: ImputeParams, form: Form) -> Form:
-        if form in TEXT and not isinstance(params.value, str):
-            raise SpecError("fills texts with a text; write {impute: {value: unknown}}")
+        if form in TEXT and params.strategy != "most_frequent" and not isinstance(params.value, str):
+            raise SpecError("fills texts with a text; write {impute: {value: unknown}} or {impute: {strategy: most_frequent}}")
         if form not in TEXT and isinstance(params.value, str):
             raise SpecError(f"fills numbers with a number, found '{params.value}'; write {{impute: {{value: 0}}}}")
         return form
@@ -59,11 +60,19 @@ class Impute(Transform):
     def fit(cls, params: ImputeParams, statistics: Statistics) -> Impute:
         if isinstance(params.value, str):
             return cls(params.value, params.indicator)
-        assert isinstance(statistics, NumberStatistics)
+        if isinstance(statistics, StringStatistics):
+            return cls(statistics.most_frequent(), params.indicator)
         if params.value is not None:
             return cls(float(params.value), params.indicator)
-        fill = statistics.quantile(0.5) if params.strategy == "median" else statistics.mean
-        return cls(_finite(fill if statistics.finite else 0.0), params.indicator)
+        if not statistics.finite:
+            return cls(0.0, params.indicator)
+        if params.strategy == "median":
+            fill = statistics.quantile(0.5)
+        elif params.strategy == "most_frequent":
+            fill = statistics.most_frequent()
+        else:
+            fill = statistics.mean
+        return cls(finite(fill), params.indicator)
 
     def outputs(self, feature: Feature) -> list[Feature]:
         added = [Feature(name=f"{feature.name}__missing", kind="boolean")]
@@ -93,13 +102,18 @@ class Impute(Transform):
 class ScaleParams(Frozen):
     """How to bring numbers to one scale."""
 
-    method: Literal["standard", "minmax"] = "standard"
-    """standard: mean 0, variance 1; minmax: from 0 to 1 in the train split."""
+    method: Literal["standard", "minmax", "maxabs", "robust"] = "standard"
+    """standard: mean 0, variance 1; minmax: from 0 to 1 in the train split; maxabs: the largest magnitude becomes 1 and 0 stays
+    0; robust: the median becomes 0 and the distance between the quartiles 1, both from the row sample."""
 
 
 @dataclass(frozen=True)
 class Scale(Transform):
-    """(value - center) / scale. Missing stays missing, an infinity infinite; a constant column becomes 0."""
+    """(value - center) / scale. Missing stays missing, an infinity infinite; a constant column becomes 0, by maxabs 1 or -1.
+
+    Center and scale are exact but for `robust`: its quartiles stand at shares of the column that are off by about
+    1 / sqrt(rows in the sample).
+    """
 
     Params: ClassVar[type[Frozen]] = ScaleParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "code"})
@@ -116,10 +130,17 @@ class Scale(Transform):
         if not statistics.finite:
             return cls(0.0, 1.0)
         low, high = statistics.minimum, statistics.maximum
+        if params.method == "maxabs":
+            return cls(0.0, max(-low, high) or 1.0)
         if low == high:  # the variance of equal values is rounding, not always 0
             return cls(low, 1.0)
-        center, scale = (statistics.mean, statistics.std) if params.method == "standard" else (low, high - low)
-        return cls(_finite(center), _finite(scale) or 1.0)
+        if params.method == "standard":
+            center, scale = statistics.mean, statistics.std
+        elif params.method == "minmax":
+            center, scale = low, high - low
+        else:
+            center, scale = statistics.quantile(0.5), statistics.quantile(0.75) - statistics.quantile(0.25)
+        return cls(finite(center), finite(scale) or 1.0)
 
     def outputs(self, feature: Feature) -> list[Feature]:
         return [Feature(name=feature.name, kind="numeric")]
@@ -134,7 +155,8 @@ class Scale(Transform):
         return [statistics.scaled(self.center, self.scale)]
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """Return what a fit computed, or raise `DataError` when it overflowed."""
     if not math.isfinite(value):
-        raise DataError("the values are too large to take their mean or variance; correct the column or drop it")
+        raise DataError("the values are too large to take their mean or spread; correct the column or drop it")
     return value

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
@@ -117,13 +119,36 @@ class NumberStatistics:
             sample=sample,
         )
 
+    def mapped(self, sample: Numbers, minimum: float, maximum: float) -> NumberStatistics:
+        """The same rows after a function that keeps their order and what is missing, whose values in the sample are given.
+
+        Counts and extremes are exact, mean and variance those of the sample.
+        """
+        seen = NumberStatistics.of(sample)
+        if not seen.finite:
+            return replace(seen, sample=sample)
+        return replace(self, mean=seen.mean, m2=seen.variance * self.finite, minimum=minimum, maximum=maximum, sample=sample)
+
+    def most_frequent(self) -> float:
+        """Of the finite values in the sample, the smallest of equally frequent ones; the mean where the sample has none."""
+        values, times = np.unique(self.ordered, return_counts=True)
+        return float(values[np.argmax(times)]) + 0.0 if len(values) else self.mean
+
     def quantile(self, share: float) -> float:
         """Of the finite values in the sample, interpolated as pandas does; the mean where the sample has none."""
-        finite = self.sample[np.isfinite(self.sample)]
-        if not len(finite):
-            return self.mean
+        return self.quantiles((share,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Several at once."""
+        if not len(self.ordered):
+            return [self.mean] * len(shares)
         with np.errstate(over="ignore", invalid="ignore"):
-            return float(np.quantile(finite, share))
+            return [float(value) for value in np.quantile(self.ordered, shares)]
+
+    @cached_property
+    def ordered(self) -> Numbers:
+        """The finite values of the sample, ascending."""
+        return np.sort(self.sample[np.isfinite(self.sample)])
 
     def profile(self) -> dict[str, Any]:
         """Plain JSON for people; null where there is no value."""
@@ -173,6 +198,10 @@ class StringStatistics:
         filled = StringStatistics(self.missing, 0, {value: self.missing} if self.missing else {})
         sample = self.sample.fill_null(value)
         return replace(replace(self, count=self.count - self.missing, missing=0).merge(filled), sample=sample)
+
+    def most_frequent(self) -> str:
+        """Of the texts, the first of equally frequent ones; the empty text where there is none."""
+        return min(self.counts.items(), key=_rank, default=("", 0))[0]
 
     def ranked(self) -> list[tuple[str, int]]:
         """Texts with their counts, the most frequent first, equally frequent ones by text."""

@@ -73,7 +73,9 @@ class LightGBM:
         "numeric": [],  # LightGBM sends missing values to the better side
         "boolean": [],
         "categorical": ["index"],  # type: ignore[dict-item]  # mypy does not try the union's members on a literal
-        "datetime": [["parts"], ["elapsed"]],  # type: ignore[dict-item]
+        "datetime": [["parts"], ["since"]],  # type: ignore[dict-item]
+        # Few buckets: each is a column of the shards, and trees look at all of them.
+        "text": [["length"], [{"ngrams": {"words": [1, 1], "buckets": 64}}]],  # type: ignore[dict-item]
     }
     trainer: ClassVar[str] = "lightgbm"
     uses_gpu: ClassVar[bool] = False

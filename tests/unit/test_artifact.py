@@ -38,7 +38,7 @@ CHAINS: Any = {
     "city": ["index"],
     "month": ["onehot"],
     "garden": ["impute"],
-    "sold": [["parts"], ["elapsed"]],
+    "sold": [["parts"], ["since"]],
 }
 
 

@@ -22,11 +22,12 @@ from pipelines.errors import DataError, SpecError
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT
+from pipelines.registry import TRANSFORMS, load
 from pipelines.schema import ARROW, Column, numbers, texts
 from pipelines.spec import Chain, FeaturesSpec, Kind
 
 NAN = math.nan
-DEFAULTS: dict[Kind, Chain] = {"numeric": [], "boolean": [], "categorical": ["index"], "datetime": [["parts"], ["elapsed"]]}
+DEFAULTS: dict[Kind, Chain] = {"numeric": [], "boolean": [], "categorical": ["index"], "datetime": [["parts"], ["since"]]}
 COLUMNS = [
     Column(name="delay", type="float64", kind="numeric"),
     Column(name="flight", type="int64", kind="numeric"),
@@ -44,7 +45,7 @@ EVERYTHING = FeaturesSpec(
     boolean=["impute"],
     categorical=[["index"], [{"impute": {"value": "?"}}, {"hash": {"buckets": 7}}], [{"onehot": {"max_categories": 3}}]],
     text=[{"impute": {"value": "none", "indicator": True}}, "index", {"scale": {"method": "minmax"}}],
-    datetime=[["impute", "parts"], [{"elapsed": {"unit": "days"}}, "scale"]],
+    datetime=[["impute", "parts"], [{"since": {"unit": "days"}}, "scale"]],
     columns={"flight": []},
 )
 
@@ -198,7 +199,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         "late": ["impute"],
         "night": ["onehot"],
         "origin": [{"hash": {"buckets": 8}}],
-        "time": [["parts"], ["elapsed"]],
+        "time": [["parts"], ["since"]],
     }, "text has no default, so 'note' is left out"
 
 
@@ -241,8 +242,8 @@ def test_chains_follow_column_then_kind_then_default() -> None:
             "features.datetime.parts.which: a part stands there twice: hour, hour",
         ),
         (
-            {"datetime": [{"elapsed": {"reference": "soon"}}]},
-            "features.datetime.elapsed.reference: reference 'soon' is no date; expected ISO 8601, such as 2013-01-31T15:00",
+            {"datetime": [{"since": {"reference": "soon"}}]},
+            "features.datetime.since.reference: reference 'soon' is no date; expected ISO 8601, such as 2013-01-31T15:00, or first or last",
         ),
         (
             {"columns": {"origin": ["scale"]}},
@@ -252,7 +253,44 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         (
             {"datetime": ["scale"]},
             "features.datetime: step 'scale' takes numbers, but column 'time' is datetime; "
-            "put 'elapsed' or 'parts' before it or take 'scale' out",
+            "put 'since' or 'parts' before it or take 'scale' out",
+        ),
+        (
+            {"columns": {"origin": ["log1p"]}},
+            "features.columns.origin: step 'log1p' takes numbers, but column 'origin' is categorical; "
+            "put 'frequency' before it or take 'log1p' out",
+        ),
+        (
+            {"columns": {"note": ["clip"]}},
+            "features.columns.note: step 'clip' takes numbers, but column 'note' is text; put 'length' before it or take 'clip' out",
+        ),
+        (
+            {"columns": {"late": ["scale"]}},
+            "features.columns.late: step 'scale' takes numbers, but column 'late' is boolean; "
+            "set data.kinds.late: numeric or take 'scale' out",
+        ),
+        (
+            {"columns": {"gate": ["index", "clip"]}},
+            "features.columns.gate: step 'clip' takes numbers, but 'index' before it gives codes; take 'clip' out",
+        ),
+        (
+            {"columns": {"flight": [{"clip": {"quantiles": [5, 95]}}]}},
+            "features.columns.flight.clip.quantiles: found [5.0, 95.0], expected two numbers from 0 to 1, such as [0.01, 0.99], "
+            "the lower one first; null where nothing is cut off",
+        ),
+        (
+            {"columns": {"flight": [{"clip": {"bounds": [1]}}]}},
+            "features.columns.flight.clip.bounds: found [1.0], expected two numbers, such as [0, 10], "
+            "the lower one first; null where nothing is cut off",
+        ),
+        (
+            {"columns": {"time": [{"cyclic": {"zone": "Europe/Berln"}}]}},
+            "features.columns.time.cyclic.zone: zone 'Europe/Berln' is unknown; did you mean 'Europe/Berlin'? (known: ",
+        ),
+        (
+            {"columns": {"time": [{"cyclic": {"which": ["day"]}}]}},
+            "features.columns.time.cyclic.which.0 'day' is unknown; did you mean 'weekday'? "
+            "(known: dayofyear, hour, month, weekday)",
         ),
         (
             {"columns": {"flight": ["onehot"]}},
@@ -266,7 +304,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         (
             {"columns": {"origin": [["index"], ["impute", "index"]]}},
             "features.columns.origin: step 'impute' on column 'origin' (categorical) fills texts with a text; "
-            "write {impute: {value: unknown}}",
+            "write {impute: {value: unknown}} or {impute: {strategy: most_frequent}}",
         ),
         (
             {"columns": {"flight": [{"impute": {"value": "x"}}]}},
@@ -285,6 +323,22 @@ def test_what_is_wrong_is_said_in_one_line(features: dict[str, Any], message: st
 
     assert str(error.value).startswith(message)
     assert message.endswith("(known: ") or str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, path in TRANSFORMS.items() if not getattr(load(TRANSFORMS, name, ""), "joins", 0)]
+)
+def test_each_transform_names_column_step_and_remedy_where_it_cannot_take_a_column(name: str) -> None:
+    takes = load(TRANSFORMS, name, "test").takes
+    for column in COLUMNS:
+        if column.kind in takes:
+            continue
+        with pytest.raises(SpecError) as error:
+            Preprocessor.plan(COLUMNS, FeaturesSpec(columns={column.name: [name]}), DEFAULTS, set())
+
+        assert str(error.value).startswith(f"features.columns.{column.name}: step '{name}' takes ")
+        assert f"but column '{column.name}' is {column.kind}; " in str(error.value)
+        assert str(error.value).endswith(f"take '{name}' out")
 
 
 def test_values_that_cannot_be_fitted_name_step_and_column() -> None:
