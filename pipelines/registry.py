@@ -19,6 +19,10 @@ TRANSFORMS = {
     "onehot": "pipelines.features.categorical:OneHot",
     "parts": "pipelines.features.dates:Parts",
     "elapsed": "pipelines.features.dates:Elapsed",
+    "target_mean": "pipelines.features.target_mean:TargetMean",
+    "cross": "pipelines.features.cross:Cross",
+    "difference": "pipelines.features.difference:Difference",
+    "pca": "pipelines.features.pca:PCA",
 }
 
 MODELS = {

@@ -124,7 +124,7 @@ class WriteShards:
         rows: dict[int, int] = {}
         try:
             for block in blocks:
-                columns = self.preprocessor.transform(block.table)
+                columns = self.preprocessor.transform(block.table, block.places if self.preprocessor.cross_fitted else None)
                 target = self.task.encode(block.table[self.task.target])
                 for code in np.unique(block.split).tolist():
                     mask = block.split == code
