@@ -146,18 +146,16 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
 def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILENT) -> tuple[list[Column], dict[str, Chain]]:
     """Return the columns that become features, each with its chain of transforms."""
     family = load(MODELS, spec.model.type, "model.type")
+    grouped = {name for group in spec.features.groups.values() for name in group.columns}
     chains = Preprocessor.plan(schema.columns, spec.features, family.chains, {spec.task.target, *spec.data.key})
     left_out = [
-        c.name
-        for c in schema.columns
-        if c.kind not in family.chains and c.name not in chains and c.name not in spec.features.drop
+        c.name for c in schema.columns if c.kind not in family.chains and c.name not in {*chains, *grouped, *spec.features.drop}
     ]
     left_out = [name for name in left_out if name != spec.task.target and name not in spec.data.key]
     if left_out:
         progress.note(
             f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
         )
-    grouped = {name for group in spec.features.groups.values() for name in group.columns}
     if not chains and not grouped:
         raise SpecError("features: no column is left to learn from; take some out of features.drop")
     return [column for column in schema.columns if column.name in chains or column.name in grouped], chains

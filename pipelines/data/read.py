@@ -211,7 +211,9 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
 
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = group_units(source.units, slots)
-    dataset = ray.data.read_datasource(UnitDatasource(reader, each, tasks), override_num_blocks=max(1, len(tasks)))
+    # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
+    shared = ray.put((reader, each))
+    dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
             result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored

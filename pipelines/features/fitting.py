@@ -14,7 +14,7 @@ from pipelines.errors import DataError
 from pipelines.features.chains import PlannedStep, parsed, parsed_group
 from pipelines.features.passes import Key
 from pipelines.features.stats import Numbers, Statistics
-from pipelines.features.transform import Feature, State, Transform
+from pipelines.features.transform import Feature, Gathered, State, Transform
 from pipelines.spec import Chain, GroupSpec
 from pipelines.tasks import Task
 
@@ -106,7 +106,8 @@ class Fitting:
             if key not in self.states:
                 self.wanted[key] = Wanted(planned, [self._source(slot, planned.transform.gathers) for slot in reads])
                 return range(0)
-            more = {"state": self._carried(self.states[key], reads, planned.transform.gathers), "task": self.task}
+            state = self._carried(self.states[key], reads, planned.transform.gathers)
+            more = {"gathered": Gathered(state, [self.slots[slot][0].name for slot in reads], self.task)}
         statistics = [self.slots[slot][1] for slot in reads]
         try:
             transform = planned.transform.fit(planned.params, *statistics, **more)

@@ -12,9 +12,8 @@ from pydantic import Field
 from pipelines.errors import DataError, SpecError
 from pipelines.features.comoments import CoMoments
 from pipelines.features.stats import Numbers, Statistics
-from pipelines.features.transform import Feature, Form, Rows, State, Transform, Values
+from pipelines.features.transform import Feature, Form, Gathered, Rows, State, Transform, Values
 from pipelines.spec import Frozen
-from pipelines.tasks import Task
 
 NOTHING: Final = 1e-12
 """A component with less than this share of the variance is rounding: whitening leaves it as it is."""
@@ -54,14 +53,15 @@ class PCA(Transform):
         return CoMoments.of(values)
 
     @classmethod
-    def fit(cls, params: PCAParams, *statistics: Statistics, state: CoMoments, task: Task | None = None) -> PCA:
-        for place, (missing, infinite) in enumerate(zip(state.missing.tolist(), state.infinite.tolist(), strict=True)):
+    def fit(cls, params: PCAParams, *statistics: Statistics, gathered: Gathered) -> PCA:
+        state: CoMoments = gathered.state
+        for name, missing, infinite in zip(gathered.names, state.missing.tolist(), state.infinite.tolist(), strict=True):
             if missing:
-                raise DataError(f"column {place + 1} of the group has {missing} missing values; put 'impute' before it")
+                raise DataError(f"'{name}' has {missing} missing values in the train rows; put 'impute' before it")
             if infinite:
                 raise DataError(
-                    f"column {place + 1} of the group has {infinite} infinite values; drop such rows with data.where, "
-                    "or take the column out"
+                    f"'{name}' has {infinite} infinite values in the train rows; drop such rows with data.where, "
+                    "or take the column out of the group"
                 )
         centers = np.diag(state.means)
         covariance = state.products / max(1, state.rows - 1)

@@ -18,7 +18,7 @@ from pipelines.errors import DataError
 from pipelines.features.cross import distinct, text_of
 from pipelines.features.stats import Numbers, Statistics
 from pipelines.features.target_sums import FIRST_LABEL, LABELS, ROWS, SUM, TargetSums
-from pipelines.features.transform import TEXT, Feature, Form, Rows, State, Transform, Value, Values
+from pipelines.features.transform import TEXT, Feature, Form, Gathered, Rows, State, Transform, Value, Values
 from pipelines.schema import category_text
 from pipelines.spec import Frozen
 from pipelines.tasks import Task
@@ -62,7 +62,10 @@ class TargetMean(Transform):
         return TargetSums.of(*distinct(values[0]), np.floor(rows.places * params.folds), params.folds, rows.target)
 
     @classmethod
-    def fit(cls, params: TargetMeanParams, statistics: Statistics | None, *, state: TargetSums, task: Task) -> TargetMean:
+    def fit(cls, params: TargetMeanParams, *statistics: Statistics, gathered: Gathered) -> TargetMean:
+        state: TargetSums = gathered.state
+        task = gathered.task
+        assert task is not None
         columns = [SUM] if task.classes is None else _columns(state, task)
         # The prior stands behind the categories as one more.
         cells = np.concatenate([state.cells, state.totals[None]])

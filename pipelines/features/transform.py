@@ -14,7 +14,7 @@ parameters and nothing else changes:
 
     joins          its methods take all columns of a group, and `outputs` the group's name as `group`
     cross_fitted   `block` and `push` take `places` where the rows are train rows: what decides each row's fold
-    gathers        `fit` takes the gathered `state` and the `task`
+    gathers        `fit` takes what was `gathered`
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.spec import Frozen, Kind
+from pipelines.tasks import Task
 
 Values: TypeAlias = Numbers | pa.Array
 Value: TypeAlias = float | str | None
@@ -66,6 +67,16 @@ class State(Protocol):
 
     def merge(self, other: Any) -> Any:
         """Append the state of the rows behind these."""
+
+
+class Gathered(NamedTuple):
+    """What a step that gathers is fitted to."""
+
+    state: Any
+    """The `State` of its inputs."""
+    names: list[str]
+    """Of its inputs."""
+    task: Task | None
 
 
 @dataclass(frozen=True)

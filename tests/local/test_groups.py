@@ -158,7 +158,7 @@ def test_the_artifact_makes_of_a_frame_what_the_shards_of_the_valid_split_have(d
     assert [answer["probability"] for answer in one_by_one] == answers["probability"].to_list()[:20]
 
 
-def test_how_the_rows_lie_in_files_changes_only_rounding_and_the_number_of_slots_nothing(data: Path, tmp_path: Path) -> None:
+def test_how_the_rows_lie_in_files_changes_only_rounding_and_another_run_nothing(data: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     whole = written(tmp_path / "one", flights(), files=1)
 

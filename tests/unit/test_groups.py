@@ -245,8 +245,8 @@ def test_blocks_change_no_bit_when_they_are_merged_in_order() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0, NAN, 2.0, 3.0], "column 2 of the group has 1 missing values; put 'impute' before it"),
-        ([1.0, INF, 2.0, 3.0], "column 2 of the group has 1 infinite values; drop such rows with data.where"),
+        ([1.0, NAN, 2.0, 3.0], "'dewp' has 1 missing values in the train rows; put 'impute' before it"),
+        ([1.0, INF, 2.0, 3.0], "'dewp' has 1 infinite values in the train rows; drop such rows with data.where"),
         ([1e300, -1e300, 1e300, 0.0], "the values are too large to take their covariance; put 'scale' before it"),
     ],
 )
