@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pipelines.explain import shown
 from pipelines.registry import TRANSFORMS
-from pipelines.spec import Chain
+from pipelines.spec import Chain, GroupSpec
 from pipelines.storage import Folder, to_json
 
 MANIFEST: Final = "manifest.json"
@@ -91,10 +91,13 @@ class Entry:
         )
 
 
-def address_of(fingerprint: Mapping[str, Any], features: Mapping[str, Chain], **settings: Any) -> Address:
+def address_of(
+    fingerprint: Mapping[str, Any], chains: Mapping[str, Chain], groups: Mapping[str, GroupSpec], **settings: Any
+) -> Address:
     """Return the address of what is made from a source (see `Source.fingerprint`) with these chains, settings and this code."""
-    code = {**_code(), **_named_code(features)}
-    return Address({"source": dict(fingerprint), "features": dict(features), **settings, "code": code})
+    features = {**chains, **({"groups": {name: group.model_dump() for name, group in groups.items()}} if groups else {})}
+    code = {**_code(), **_named_code([*chains.values(), *(group.steps for group in groups.values())])}
+    return Address({"source": dict(fingerprint), "features": features, **settings, "code": code})
 
 
 def cache_of(store: str) -> Folder:
@@ -173,10 +176,10 @@ def _code() -> dict[str, str]:
     return {"heliostat": hashed.hexdigest(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
-def _named_code(chains: Mapping[str, Chain]) -> dict[str, str]:
+def _named_code(chains: Sequence[Chain]) -> dict[str, str]:
     """The files of a user's own steps, those named as package.module:Class."""
     found = {}
-    for name in {name for chain in chains.values() for name in _step_names(chain)} - TRANSFORMS.keys():
+    for name in {name for chain in chains for name in _step_names(chain)} - TRANSFORMS.keys():
         file = importlib.import_module(name.partition(":")[0]).__file__
         found[name] = hashlib.blake2b(Path(file).read_bytes(), digest_size=10).hexdigest() if file else ""
     return found

@@ -19,6 +19,7 @@ from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
 from pipelines.expressions import Derivation
+from pipelines.features.passes import passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import LIMIT
 from pipelines.features.transform import TEXT
@@ -26,7 +27,7 @@ from pipelines.prepare import address, feature_chains
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.schema import ARROW, Column, Schema, cast
-from pipelines.spec import PipelineSpec
+from pipelines.spec import Chain, PipelineSpec
 from pipelines.storage import Folder, one_line, open_location
 from pipelines.training.trainer import Team
 
@@ -152,7 +153,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
             for column in schema.columns
             if column.name in reader.columns
         },
-        passes=_passes(spec),
+        passes=_passes(spec, chains),
         cache=explain(spec.store, address(spec, source, schema, chains), spec.name),
         features=features,
         stages=stages,
@@ -177,14 +178,15 @@ def reach(store: str, sources: list[str]) -> dict[str, str]:
     return wrong
 
 
-def _passes(spec: PipelineSpec) -> list[str]:
+def _passes(spec: PipelineSpec, chains: dict[str, Chain]) -> list[str]:
     split = spec.data.split
     cuts = [f"'{split.column}' alone, to find where to cut the time split"] if split.by == "time" and split.cuts is None else []
-    return [*cuts, "statistics of all columns", "transform and write"]
+    further = [f"statistics again: {'; '.join(reasons)}" for reasons in passes(chains, spec.features.groups)]
+    return [*cuts, "statistics of all columns", *further, "transform and write"]
 
 
 def _first_rows(
-    spec: PipelineSpec, source: Source, raw: Schema, columns: list[Column], chains: dict[str, Any], target: Column
+    spec: PipelineSpec, source: Source, raw: Schema, columns: list[Column], chains: dict[str, Chain], target: Column
 ) -> tuple[int, int]:
     """How many features and classes the first rows give; more rows may have more categories for onehot."""
     file = source.files[0]
@@ -200,7 +202,8 @@ def _first_rows(
     table = Derivation(expressions=spec.data.derive).apply(table)
     statistics = {column.name: with_sample(statistics_of(column, table[column.name]), table[column.name]) for column in columns}
     try:
-        features = len(Preprocessor.fit(columns, chains, statistics).features)
+        fitted = Preprocessor.fit(columns, chains, statistics, groups=spec.features.groups)
+        features = len(fitted.features) + len(fitted.wanted)  # steps that need a pass of their own make one at least
     except DataError:  # the first rows alone do not allow it
         features = len(columns)
     return features, max(1, len(table[target.name].drop_null().unique())) if spec.task.type == "multiclass" else 1

@@ -16,10 +16,11 @@ from pipelines.data.infer import infer_schema, with_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
-from pipelines.data.split import SPLITS
-from pipelines.data.summary import Summary, summarise
+from pipelines.data.split import SPLITS, in_folds
+from pipelines.data.summary import Summary, gather, summarise
 from pipelines.errors import DataError, SpecError
 from pipelines.expressions import Derivation
+from pipelines.features.passes import passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
@@ -30,6 +31,7 @@ from pipelines.spec import Chain, PipelineSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
+ORDINALS: Final = {2: "second", 3: "third"}
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json")
 
 
@@ -87,8 +89,8 @@ class Prepared:
 def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """Return the prepared data of a Spec; what an earlier run of the same data and settings left is used again.
 
-    Reads the source twice: once for all statistics, once to transform. Writes below STORE/cache. Raises `SpecError` and
-    `DataError` before any long work where it can.
+    Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so. Writes below
+    STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
     started = time.monotonic()
     source = Source.open(spec.data)
@@ -109,10 +111,10 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     seen = [column for column in schema.columns if column in columns or column.name in inputs]
     reader = Reader.of(source, raw, spec.data, {column.name for column in seen} | {target.name}, target.name)
     reader = _with_cuts(spec, source, reader, progress)
-    summary, read = summarise(source, reader, seen, progress)
+    summary, read = summarise(source, reader, seen, Preprocessor.unfitted(columns, chains, spec.features.groups), progress)
     _check_rows(spec, summary, read)
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
-    preprocessor = Preprocessor.fit(columns, chains, summary.columns)
+    preprocessor = _fit(spec, source, reader, columns, chains, summary, task, progress)
     contract = _inputs(schema, raw, preprocessor, summary)
     shards = _write(spec, folder, source, reader, preprocessor, task, summary, progress)
     for name, content in zip(
@@ -148,20 +150,19 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
 def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILENT) -> tuple[list[Column], dict[str, Chain]]:
     """Return the columns that become features, each with its chain of transforms."""
     family = load(MODELS, spec.model.type, "model.type")
+    grouped = {name for group in spec.features.groups.values() for name in group.columns}
     chains = Preprocessor.plan(schema.columns, spec.features, family.chains, {spec.task.target, *spec.data.key})
     left_out = [
-        c.name
-        for c in schema.columns
-        if c.kind not in family.chains and c.name not in chains and c.name not in spec.features.drop
+        c.name for c in schema.columns if c.kind not in family.chains and c.name not in {*chains, *grouped, *spec.features.drop}
     ]
     left_out = [name for name in left_out if name != spec.task.target and name not in spec.data.key]
     if left_out:
         progress.note(
             f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
         )
-    if not chains:
+    if not chains and not grouped:
         raise SpecError("features: no column is left to learn from; take some out of features.drop")
-    return [column for column in schema.columns if column.name in chains], chains
+    return [column for column in schema.columns if column.name in chains or column.name in grouped], chains
 
 
 def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> Address:
@@ -169,6 +170,7 @@ def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str
     return address_of(
         source.fingerprint(),
         chains,
+        spec.features.groups,
         data=spec.data.model_dump(exclude={"source"}),
         task=spec.task.model_dump(),
         prepare=spec.prepare.model_dump(),
@@ -200,6 +202,31 @@ def _check_rows(spec: PipelineSpec, summary: Summary, read: Counts) -> None:
         raise DataError(f"data.source: no row is left of {read.rows} ({dropped}); loosen data.where or check task.target")
     if summary.rows["train"] == 0:
         raise DataError(f"data.split: none of the {left} rows is a train row; lower data.split.test and data.split.valid")
+
+
+def _fit(
+    spec: PipelineSpec,
+    source: Source,
+    reader: Reader,
+    columns: list[Column],
+    chains: dict[str, Chain],
+    summary: Summary,
+    task: Task,
+    progress: Progress,
+) -> Preprocessor:
+    """Fit all steps, with as many further passes over the data as `passes` says."""
+    groups, places = spec.features.groups, in_folds(summary.hashes)
+
+    def fitted() -> Preprocessor:
+        return Preprocessor.fit(columns, chains, summary.columns, groups=groups, states=summary.states, task=task, places=places)
+
+    preprocessor = fitted()
+    for number, reasons in enumerate(passes(chains, groups), 2):
+        shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        progress.note(f"{ORDINALS.get(number, f'{number}th')} pass: {shown}")
+        summary.states |= gather(source, reader, preprocessor, progress)
+        preprocessor = fitted()
+    return preprocessor
 
 
 def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Summary) -> Schema:
@@ -238,7 +265,7 @@ def _write(
         for split in SPLITS
     }
     assert summary.sample is not None
-    matrix = preprocessor.transform(summary.sample)
+    matrix = preprocessor.transform(summary.sample, in_folds(summary.hashes))
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
         pq.write_table(to_table(matrix, task.encode(summary.sample[task.target])), file, compression="lz4")
     features: list[Feature] = preprocessor.features

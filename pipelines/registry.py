@@ -27,6 +27,10 @@ TRANSFORMS = {
     "parts": "pipelines.features.dates:Parts",
     "cyclic": "pipelines.features.dates:Cyclic",
     "since": "pipelines.features.dates:Since",
+    "target_mean": "pipelines.features.target_mean:TargetMean",
+    "cross": "pipelines.features.cross:Cross",
+    "difference": "pipelines.features.difference:Difference",
+    "pca": "pipelines.features.pca:PCA",
 }
 
 MODELS = {

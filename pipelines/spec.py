@@ -94,11 +94,20 @@ class TaskSpec(Frozen):
     """Binary: the label is positive where the probability is at least this."""
 
 
+class GroupSpec(Frozen):
+    """Features from several columns together."""
+
+    columns: Annotated[list[str], Field(min_length=2)]
+    """They keep their own features besides, unless they are in features.drop."""
+    steps: list[Step]
+    """One reads all columns (cross, difference, pca); those before it act on each column, those behind it on what it makes."""
+
+
 class FeaturesSpec(Frozen):
-    """How columns become features: a chain of transforms per kind, or per column."""
+    """How columns become features: a chain of transforms per kind, or per column, or for a group of columns."""
 
     drop: list[str] = []
-    """Columns that are not features."""
+    """Columns that are no features of their own; a group that names one still reads it."""
     numeric: Chain | None = None
     categorical: Chain | None = None
     boolean: Chain | None = None
@@ -106,6 +115,8 @@ class FeaturesSpec(Frozen):
     text: Chain | None = None
     columns: dict[str, Chain] = {}
     """Chains of single columns; they win over the chain of the kind."""
+    groups: dict[str, GroupSpec] = {}
+    """By the name that the features get."""
 
 
 class ModelSpec(Frozen):

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import ray
+from ray import ObjectRef
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource.datasource import ReadTask
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
 
 
 class UnitDatasource(Datasource):
-    """One read task per group of units; each unit yields one row: its index and the result of `each`."""
+    """One read task per group of units; each unit yields one row: its index and the result of `each`.
 
-    def __init__(self, reader: Reader, each: Each, tasks: list[list[Unit]]) -> None:
+    `shared` is (reader, each) in the object store.
+    """
+
+    def __init__(self, shared: ObjectRef[tuple[Reader, Each]], tasks: list[list[Unit]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.reader, self.each, self.tasks = reader, each, tasks
+        self.shared, self.tasks = shared, tasks
 
     def get_name(self) -> str:
         return "ReadUnits"
@@ -40,16 +45,17 @@ class UnitDatasource(Datasource):
         """The tasks as planned; `parallelism` is their number."""
         return [
             ReadTask(
-                functools.partial(read_units, self.reader, self.each, units),
+                functools.partial(read_units, self.shared, units),
                 BlockMetadata(num_rows=len(units), size_bytes=65536 * len(units), input_files=None, exec_stats=None),
             )
             for units in self.tasks
         ]
 
 
-def read_units(reader: Reader, each: Each, units: list[Unit]) -> Iterator[pa.Table]:
+def read_units(shared: ObjectRef[tuple[Reader, Each]], units: list[Unit]) -> Iterator[pa.Table]:
     from pipelines.data.read import Counts
 
+    reader, each = ray.get(shared)
     for unit in units:
         counts = Counts()
         result: Any

@@ -126,7 +126,8 @@ class WriteShards:
         writers: dict[tuple[int, int], ShardWriter] = {}
         try:
             for block in blocks:
-                rows = to_table(self.preprocessor.transform(block.table), self.task.encode(block.table[self.task.target]))
+                folds = block.places if self.preprocessor.cross_fitted else None
+                rows = to_table(self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target]))
                 places = block.split.astype(np.int64) * self._buckets + self._bucket(block)
                 for place in np.unique(places).tolist():
                     split, bucket = divmod(place, self._buckets)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines.data.formats import Format
 from pipelines.data.source import Source, Unit, explained
-from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values
+from pipelines.data.split import SAMPLE_SALT, Hashes, assign, identity_of_rows, identity_of_values, in_folds, salted
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
 from pipelines.progress import Stage
@@ -59,6 +59,11 @@ class Block:
     table: pa.Table
     identity: Hashes
     split: np.ndarray[tuple[int], np.dtype[np.int8]]
+
+    @property
+    def places(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """What decides each train row's fold, from 0 to below 1; NaN for other rows."""
+        return np.where(self.split == 0, in_folds(salted(self.identity, SAMPLE_SALT)), np.nan)
 
     def take(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Block:
         """The rows where the mask is true."""
@@ -206,7 +211,9 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
 
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = group_units(source.units, slots)
-    dataset = ray.data.read_datasource(UnitDatasource(reader, each, tasks), override_num_blocks=max(1, len(tasks)))
+    # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
+    shared = ray.put((reader, each))
+    dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
             result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored

@@ -19,6 +19,7 @@ from pipelines.spec import SplitSpec
 SPLITS: Final = ("train", "valid", "test")
 SPLIT_SALT: Final = 0x5B117
 SAMPLE_SALT: Final = 0x5A3B1E
+FOLD_SALT: Final = 0xF01D5
 
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
@@ -44,6 +45,11 @@ def uniform(hashes: Hashes) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 def in_sample(identity: Hashes, share: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which rows are among a share of all rows, the same ones whatever is read."""
     return uniform(salted(identity, SAMPLE_SALT)) < share
+
+
+def in_folds(hashes: Hashes) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Where rows stand in [0, 1) for folds: `floor(place * folds)`; from the hash that decides the sample and is kept with it."""
+    return uniform(salted(hashes, FOLD_SALT))
 
 
 def identity_of_rows(name_hash: int, first_row: int, rows: int) -> Hashes:

@@ -2,7 +2,7 @@
 
 Each read unit yields one `Summary`; they are folded in source order, never in order of arrival, so the result has the same bits
 on any cluster. The row sample is the rows with the smallest identity hash: at most `SAMPLE_ROWS` of them, all while there are
-fewer.
+fewer. What steps gather about transformed values takes a further pass (`gather`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, in_sample, salted
+from pipelines.features.passes import Key
+from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
-from pipelines.features.transform import TEXT
+from pipelines.features.transform import TEXT, Rows, State
 from pipelines.progress import Progress
 from pipelines.schema import Column, numbers, texts
 
@@ -38,6 +40,8 @@ class Summary:
     rows: dict[str, int]
     sample: pa.Table | None = None
     hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
+    states: dict[Key, State] = field(default_factory=dict)
+    """What steps gathered."""
 
     def merge(self, other: Summary) -> None:
         """Append the summary of the rows that come after this one's."""
@@ -46,6 +50,7 @@ class Summary:
         self.targets = None if self.targets is None or other.targets is None else _bounded(self.targets + other.targets)
         for split, rows in other.rows.items():
             self.rows[split] = self.rows.get(split, 0) + rows
+        _append(self.states, other.states)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Summarise:
     target: str
     share: float
     """Rows whose hash is below this share of all hashes are in the sample."""
+    preprocessor: Preprocessor
+    """Not fitted yet: it gathers."""
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
         summary = Summary({}, Counter(), {})
@@ -68,6 +75,7 @@ class Summarise:
                     {column.name: statistics_of(column, train.table[column.name]) for column in self.columns},
                     _distinct(train.table[self.target]),
                     dict(zip(SPLITS, rows, strict=True)),
+                    states=_gathered(self.preprocessor, train, self.target),
                 )
             )
             chosen = in_sample(train.identity, self.share)
@@ -78,20 +86,47 @@ class Summarise:
         return summary
 
 
-def summarise(source: Source, reader: Reader, columns: list[Column], progress: Progress) -> tuple[Summary, Counts]:
+@dataclass(frozen=True)
+class Gather:
+    """Gather from the train rows of a unit what a Preprocessor wants."""
+
+    preprocessor: Preprocessor
+    target: str
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[Key, State]:
+        states: dict[Key, State] = {}
+        for block in blocks:
+            _append(states, _gathered(self.preprocessor, block.take(block.split == 0), self.target))
+        return states
+
+
+def gather(source: Source, reader: Reader, preprocessor: Preprocessor, progress: Progress) -> dict[Key, State]:
+    """Read all rows once more and return what a partly fitted Preprocessor wants of the train split."""
+    assert reader.target is not None
+    states: dict[Key, State] = {}
+    with progress.stage("statistics", total=source.rows) as stage:
+        for found in in_order(stream(source, reader, Gather(preprocessor, reader.target)), stage):
+            _append(states, found)
+    return states
+
+
+def summarise(
+    source: Source, reader: Reader, columns: list[Column], preprocessor: Preprocessor, progress: Progress
+) -> tuple[Summary, Counts]:
     """Read the needed columns of all rows once and return the summary of the train split, with what was read.
 
+    `preprocessor` is the unfitted one, which gathers what its steps want of raw columns.
     Its memory on the driver is the states and the sample; the statistics of each column carry the column's values in the sample.
     """
     assert reader.target is not None
     share = min(1.0, 1.05 * SAMPLE_ROWS / max(1, source.rows))
     total, counts = Summary({}, Counter(), dict.fromkeys(SPLITS, 0)), Counts()
     samples: list[Summary] = []
-    each = Summarise(tuple(columns), reader.target, share)
+    each = Summarise(tuple(columns), reader.target, share, preprocessor)
     with progress.stage("statistics", total=source.rows) as stage:
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)
-            samples.append(replace(summary, columns={}))
+            samples.append(replace(summary, columns={}, states={}))
     return _with_sample(total, columns, samples), counts
 
 
@@ -107,6 +142,15 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
     for column in columns:
         total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
     return total
+
+
+def _gathered(preprocessor: Preprocessor, train: Block, target: str) -> dict[Key, State]:
+    return preprocessor.gather(train.table, Rows(train.places, train.table[target])) if preprocessor.wanted else {}
+
+
+def _append(states: dict[Key, State], following: dict[Key, State]) -> None:
+    for key, state in following.items():
+        states[key] = states[key].merge(state) if key in states else state
 
 
 def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:

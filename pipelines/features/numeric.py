@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 from pydantic import model_validator
 
 from pipelines.errors import DataError, SpecError
+from pipelines.features.comoments import CoMoments
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
-from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.features.target_sums import TargetSums
+from pipelines.features.transform import TEXT, Feature, Form, State, Transform, Values
 from pipelines.spec import Frozen
 
 
@@ -44,6 +46,7 @@ class Impute(Transform):
 
     Params: ClassVar[type[Frozen]] = ImputeParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "boolean", "datetime", *TEXT})
+    carries: ClassVar[frozenset[type[State]]] = frozenset({CoMoments, TargetSums})
 
     fill: float | str
     indicator: bool
@@ -98,6 +101,9 @@ class Impute(Transform):
         indicator = NumberStatistics.of(missing, np.array([statistics.count - statistics.missing, statistics.missing]))
         return [filled, indicator] if self.indicator else [filled]
 
+    def carry(self, state: CoMoments | TargetSums, at: int) -> State:
+        return state.filled(at, self.fill)  # type: ignore[arg-type]
+
 
 class ScaleParams(Frozen):
     """How to bring numbers to one scale."""
@@ -117,6 +123,7 @@ class Scale(Transform):
 
     Params: ClassVar[type[Frozen]] = ScaleParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "code"})
+    carries: ClassVar[frozenset[type[State]]] = frozenset({CoMoments})
 
     center: float
     scale: float
@@ -153,6 +160,9 @@ class Scale(Transform):
 
     def push(self, statistics: NumberStatistics) -> list[Statistics]:
         return [statistics.scaled(self.center, self.scale)]
+
+    def carry(self, state: CoMoments, at: int) -> State:
+        return state.scaled(at, self.center, self.scale)
 
 
 def finite(value: float) -> float:

@@ -7,7 +7,7 @@ as new ones; each feature is one slot in the end. Chains, chains side by side an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Self
@@ -15,26 +15,18 @@ from typing import Any, Final, Self
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import DataError
-from pipelines.features.chains import PlannedStep, parsed, plan, transform_class
+from pipelines.features.chains import plan, transform_class
+from pipelines.features.fitting import FittedStep, Fitting, Wanted
+from pipelines.features.passes import Key, needs
 from pipelines.features.stats import Numbers, Statistics
-from pipelines.features.transform import TEXT, Feature, Transform, Value, Values
+from pipelines.features.transform import TEXT, Feature, Rows, State, Value, Values
 from pipelines.schema import Column, category_text, numbers, texts
-from pipelines.spec import Chain
+from pipelines.spec import Chain, GroupSpec
+from pipelines.tasks import Task
 
 WHERE: Final = "preprocessor.json: step"
 STRIPE: Final = 4096
 """Rows of a matrix that are filled at a time, so that they stay in the processor's cache."""
-
-
-@dataclass(frozen=True)
-class FittedStep:
-    """One step of the program."""
-
-    name: str
-    """As in the Spec."""
-    reads: list[int]
-    transform: Transform
 
 
 @dataclass(frozen=True)
@@ -48,28 +40,82 @@ class Preprocessor:
     """What it makes: numeric, or categorical codes."""
     slots: list[int]
     """Where the program leaves each feature."""
+    wanted: dict[Key, Wanted] = field(default_factory=dict)
+    """What has to be gathered before the rest can be fitted; empty when it is whole."""
 
     plan = staticmethod(plan)
 
     @classmethod
-    def fit(cls, columns: Sequence[Column], chains: Mapping[str, Chain], statistics: Mapping[str, Statistics]) -> Self:
-        """Fit the planned chains to the statistics of the train split, which carry the row sample."""
-        inputs = [column for column in columns if column.name in chains]
-        fitting = _Fitting([(Feature(name=column.name, kind=column.kind), statistics[column.name]) for column in inputs])
-        ends: list[tuple[int, str]] = []
-        for slot, column in enumerate(inputs):
-            for branch in parsed(chains[column.name], ("features", "columns", column.name)):
-                ends += fitting.run(branch, slot, column.name)
-        made = [(fitting.slots[slot][0], step) for slot, step in ends]
-        return cls(inputs, fitting.steps, _named(made), [slot for slot, _ in ends])
+    def unfitted(cls, columns: Sequence[Column], chains: Mapping[str, Chain], groups: Mapping[str, GroupSpec]) -> Self:
+        """Return the program without a step: it gathers what the first pass can gather."""
+        first = [need for need in needs(chains, groups) if need.number == 1]
+        read = {name for need in first for name in need.columns}
+        inputs = [column for column in columns if column.name in read]
+        slots = {column.name: slot for slot, column in enumerate(inputs)}
+        return cls(inputs, [], [], [], {need.key: Wanted(need.step, [slots[name] for name in need.columns]) for need in first})
 
-    def transform(self, table: pa.Table) -> list[Numbers]:
-        """Return one float64 array per feature; `table` is canonical and may have more columns. The arrays may be read-only."""
+    @classmethod
+    def fit(
+        cls,
+        columns: Sequence[Column],
+        chains: Mapping[str, Chain],
+        statistics: Mapping[str, Statistics],
+        *,
+        groups: Mapping[str, GroupSpec] | None = None,
+        states: Mapping[Key, State] | None = None,
+        task: Task | None = None,
+        places: Numbers | None = None,
+    ) -> Self:
+        """Fit the planned chains and groups to the statistics of the train split, which carry the row sample.
+
+        `states` are what was gathered; where one that is needed is not there yet, it is `wanted`, and what depends on it is
+        left out. `task` and the `places` of the sample's rows (see `Rows`) are for steps that use the target.
+        """
+        groups = groups or {}
+        inputs = _inputs(columns, chains, groups)
+        fitting = Fitting(
+            [(Feature(name=column.name, kind=column.kind), statistics[column.name]) for column in inputs],
+            states or {},
+            task,
+            places,
+        )
+        slots = {column.name: slot for slot, column in enumerate(inputs)}
+        ends = [end for name, slot in slots.items() if name in chains for end in fitting.column(slot, name, chains[name])]
+        ends += [end for name, group in groups.items() for end in fitting.group(slots, name, group)]
+        made = [(fitting.slots[slot][0], step) for slot, step in ends]
+        return cls(inputs, fitting.steps, _named(made), [slot for slot, _ in ends], fitting.wanted)
+
+    def gather(self, table: pa.Table, rows: Rows) -> dict[Key, State]:
+        """Return what is wanted of a block of train rows."""
+        if not self.wanted:
+            return {}
+        slots = self.run(table, rows.places)
+        return {
+            key: wanted.step.transform.gather(wanted.step.params, *[slots[slot] for slot in wanted.slots], rows=rows)
+            for key, wanted in self.wanted.items()
+        }
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether train rows need their `places` to be transformed."""
+        return any(step.transform.cross_fitted for step in self.steps)
+
+    def transform(self, table: pa.Table, places: Numbers | None = None) -> list[Numbers]:
+        """Return one float64 array per feature; `table` is canonical and may have more columns. The arrays may be read-only.
+
+        `places` are there when some of the rows are train rows (see `Rows`).
+        """
+        slots = self.run(table, places)
+        return [slots[slot] for slot in self.slots]
+
+    def run(self, table: pa.Table, places: Numbers | None = None) -> list[Any]:
+        """Return all slots of the program, `Values` each."""
         slots: list[Values] = [_block_of(column, table.column(column.name)) for column in self.inputs]
         with np.errstate(all="ignore"):
             for step in self.steps:
-                slots += step.transform.block(*[slots[read] for read in step.reads])
-        return [slots[slot] for slot in self.slots]
+                more = {"places": places} if step.transform.cross_fitted else {}
+                slots += step.transform.block(*[slots[read] for read in step.reads], **more)
+        return slots
 
     def matrix(self, table: pa.Table) -> Numbers:
         """Return the features as (rows, features), C order."""
@@ -89,6 +135,7 @@ class Preprocessor:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, from which `from_json` makes the same bits."""
+        assert not self.wanted, f"not fitted: {[*self.wanted]}"
         return {
             "inputs": [column.model_dump() for column in self.inputs],
             "steps": [{"step": step.name, "reads": step.reads, "state": step.transform.state()} for step in self.steps],
@@ -117,39 +164,10 @@ class Preprocessor:
         return [(step.transform.row, step.reads) for step in self.steps]
 
 
-@dataclass
-class _Fitting:
-    """The program while it is fitted: what is known of each slot so far, and the steps."""
-
-    slots: list[tuple[Feature, Statistics | None]]
-    """The statistics are left out where no step follows."""
-    steps: list[FittedStep] = field(default_factory=list)
-
-    def run(self, branch: list[PlannedStep], slot: int, column: str) -> list[tuple[int, str]]:
-        """Fit a branch behind a slot; return the slots of its outputs, each with the name of the step that made it."""
-        live = [(slot, "raw")]
-        for planned in branch:
-            is_last = planned is branch[-1]
-            following: list[tuple[int, str]] = []
-            for at, maker in live:
-                if self.slots[at][0].form in planned.transform.takes:
-                    following += [(made, planned.name) for made in self._apply(planned, at, column, is_last)]
-                else:
-                    following.append((at, maker))
-            live = following
-        return live
-
-    def _apply(self, planned: PlannedStep, slot: int, column: str, is_last: bool) -> Iterable[int]:
-        feature, statistics = self.slots[slot]
-        try:
-            transform = planned.transform.fit(planned.params, statistics)
-        except DataError as error:
-            raise DataError(f"features: step '{planned.name}' on column '{column}': {error}") from None
-        first = len(self.slots)
-        self.steps.append(FittedStep(planned.name, [slot], transform))
-        outputs = transform.outputs(feature)
-        self.slots += zip(outputs, [None] * len(outputs) if is_last else transform.push(statistics), strict=True)
-        return range(first, len(self.slots))
+def _inputs(columns: Sequence[Column], chains: Mapping[str, Chain], groups: Mapping[str, GroupSpec]) -> list[Column]:
+    """The columns that chains or groups read."""
+    wanted = {*chains, *(name for group in groups.values() for name in group.columns)}
+    return [column for column in columns if column.name in wanted]
 
 
 def _named(made: list[tuple[Feature, str]]) -> list[Feature]:

@@ -10,20 +10,25 @@ So the row path may use + - * / and comparisons of Python floats, exact integers
 same numpy function as the block path on an array of length 1, because numpy and `math` differ in the last bit.
 
 The methods take as many columns as the step reads, mostly one; a step that reads a group, or the row's fold besides, has more
-parameters and nothing else changes.
+parameters and nothing else changes:
+
+    joins          its methods take all columns of a group, and `outputs` the group's name as `group`
+    cross_fitted   `block` and `push` take `places` where the rows are train rows: what decides each row's fold
+    gathers        `fit` takes what was `gathered`
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.spec import Frozen, Kind
+from pipelines.tasks import Task
 
 Values: TypeAlias = Numbers | pa.Array
 Value: TypeAlias = float | str | None
@@ -48,6 +53,32 @@ class Feature(Frozen):
         return self.kind if self.cardinality is None else "code"
 
 
+class Rows(NamedTuple):
+    """What else is known of the train rows of a block, an entry per row."""
+
+    places: Numbers
+    """From 0 to below 1 by the row's identity: `floor(place * folds)` is its fold. NaN for a row that is no train row."""
+    target: pa.ChunkedArray
+    """The target's column, canonical and without nulls."""
+
+
+class State(Protocol):
+    """What a step gathers about its inputs in all train rows, exactly, a block at a time; it travels between processes."""
+
+    def merge(self, other: Any) -> Any:
+        """Append the state of the rows behind these."""
+
+
+class Gathered(NamedTuple):
+    """What a step that gathers is fitted to."""
+
+    state: Any
+    """The `State` of its inputs."""
+    names: list[str]
+    """Of its inputs."""
+    task: Task | None
+
+
 @dataclass(frozen=True)
 class Transform(ABC):
     """One fitted, pure step."""
@@ -56,11 +87,28 @@ class Transform(ABC):
     """The step's parameters in the Spec."""
     takes: ClassVar[frozenset[Form]]
     """What it can be applied to; other outputs of the step before it go past it unchanged."""
+    joins: ClassVar[bool] = False
+    """Whether it reads the columns of a group together."""
+    cross_fitted: ClassVar[bool] = False
+    """Whether it uses the target, so that what a train row becomes must not depend on that row."""
+    gathers: ClassVar[type[State] | None] = None
+    """What it has to know of its inputs beyond the statistics of each."""
+    carries: ClassVar[frozenset[type[State]]] = frozenset()
+    """The states that follow exactly behind it from those before it, so that no further pass has to gather them there."""
 
     @classmethod
     @abstractmethod
-    def gives(cls, params: Any, form: Form) -> Form:
-        """Return the form of the main output for an input that it takes; `SpecError` when `params` do not suit that input."""
+    def gives(cls, params: Any, *forms: Any) -> Form:
+        """Return the form of the main output for inputs that it takes; `SpecError` when `params` do not suit them."""
+
+    @classmethod
+    def gather(cls, params: Any, *values: Any, rows: Rows) -> State:
+        """Return the state of a block of train rows, the inputs of the step."""
+        raise NotImplementedError(f"{cls.__name__} gathers nothing")
+
+    def carry(self, state: Any, at: int) -> State:
+        """Return the state behind this step, which stands on the input `at` of those that `state` is about."""
+        raise NotImplementedError(f"{type(self).__name__} carries nothing")
 
     @classmethod
     @abstractmethod
@@ -82,7 +130,7 @@ class Transform(ABC):
     def push(self, *statistics: Any, **more: Any) -> list[Statistics]:
         """Return the outputs' statistics for the step behind it: those of the row sample, or better where they follow exactly."""
         with np.errstate(all="ignore"):
-            return [described(values) for values in self.block(*map(sampled, statistics))]
+            return [described(values) for values in self.block(*map(sampled, statistics), **more)]
 
     def state(self) -> dict[str, Any]:
         """The fitted state as plain JSON."""

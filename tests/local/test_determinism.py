@@ -32,7 +32,15 @@ def test_slots_do_not_change_the_artifact(tmp_path: Path) -> None:
             {
                 "data": {"source": str(data)},
                 "task": {"target": "bought"},
-                "features": {"numeric": ["impute", "scale"], "drop": ["id"]},
+                "features": {
+                    "numeric": ["impute", "scale"],
+                    "drop": ["id"],
+                    "columns": {"city": ["target_mean"]},
+                    "groups": {
+                        "body": {"columns": ["age", "visits"], "steps": ["impute", "scale", {"pca": {"components": 2}}]},
+                        "who": {"columns": ["city", "member"], "steps": ["cross", "target_mean"]},
+                    },
+                },
                 "model": {"params": {"rounds": 20, "num_leaves": 15, "early_stopping": None}},
                 "train": {"workers": 2, "cpus_per_worker": 1.0},
             }

@@ -17,7 +17,7 @@ SOURCE = {"/data/a.parquet": ["a.parquet", 100, 1], "/data/b.parquet": ["b.parqu
 
 def address(source: dict[str, Any] | None = None, chains: Any = None, **settings: Any) -> Address:
     data = {"split": {"seed": 7}, **settings.pop("data", {})}
-    return address_of(source or SOURCE, chains or {"age": ["impute"]}, data=data, **settings)
+    return address_of(source or SOURCE, chains or {"age": ["impute"]}, {}, data=data, **settings)
 
 
 def keep(store: Path, place: Address, *, name: str = "flights", made: float | None = None) -> Path:

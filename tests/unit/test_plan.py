@@ -68,11 +68,15 @@ def test_a_plan_tells_rows_columns_and_what_is_read(source: Path, tmp_path: Path
 
 
 def test_passes_are_told_with_their_reasons(source: Path, tmp_path: Path) -> None:
+    group = {"both": {"columns": ["age", "notes"], "steps": ["impute", "log1p", {"pca": {"components": 1}}]}}
     by_time = {"split": {"by": "time", "column": "when"}}
 
     assert plan(spec_of(source, tmp_path), cluster()).passes == ["statistics of all columns", "transform and write"]
-    assert (
-        plan(spec_of(source, tmp_path, data=by_time), cluster()).passes[0] == "'when' alone, to find where to cut the time split"
+    assert plan(spec_of(source, tmp_path, data=by_time), cluster()).passes[0] == (
+        "'when' alone, to find where to cut the time split"
+    )
+    assert plan(spec_of(source, tmp_path, features={"groups": group}), cluster()).passes[1] == (
+        "statistics again: step 'pca' of group 'both' needs statistics of what 'log1p' makes"
     )
 
 

@@ -329,6 +329,7 @@ values = st.recursive(
 params = st.dictionaries(names, values, max_size=3)
 steps = names | st.dictionaries(names, st.none() | params, min_size=1, max_size=1)
 chains = st.lists(steps, max_size=3) | st.lists(st.lists(steps, max_size=2), min_size=1, max_size=2)
+groups = st.fixed_dictionaries({"columns": st.lists(names, min_size=2, max_size=3), "steps": st.lists(steps, max_size=3)})
 sources = names | st.lists(names, max_size=2) | st.dictionaries(st.sampled_from(["train", "valid", "test"]), names, max_size=3)
 axes = st.sampled_from([{"int": [1, 9], "log": True}, {"float": [0.1, 2.5]}, {"choice": [[1, None], "x", {"a": 1e-9}]}])
 
@@ -347,7 +348,11 @@ def specs(draw: st.DrawFn) -> Spec:
             "split": {"test": draw(st.floats(0, 0.4)), "seed": draw(st.integers())},
         },
         "task": {"target": draw(names), "positive": draw(scalars)},
-        "features": {"numeric": draw(st.none() | chains), "columns": draw(st.dictionaries(names, chains, max_size=2))},
+        "features": {
+            "numeric": draw(st.none() | chains),
+            "columns": draw(st.dictionaries(names, chains, max_size=2)),
+            "groups": draw(st.dictionaries(names, groups, max_size=2)),
+        },
         "model": {"type": draw(names), "params": draw(params)},
         "tune": draw(st.none() | st.fixed_dictionaries({"space": st.dictionaries(st.just("model.params.x"), axes, min_size=1)})),
         "store": draw(names),

@@ -168,7 +168,8 @@ def row_bits(transform: Transform, rows: list[Any], outputs: int) -> list[list[A
 
 
 def test_every_registered_transform_has_a_case() -> None:
-    assert {case.step for case in CASES} == set(TRANSFORMS)
+    of_one_column = {name for name in TRANSFORMS if not load(TRANSFORMS, name, "test").joins}
+    assert {case.step for case in CASES} == of_one_column - {"target_mean"}  # the others: test_groups, test_target_mean
 
 
 @cases
