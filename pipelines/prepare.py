@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.cuts import time_cuts
-from pipelines.data.infer import infer_schema, with_kinds
+from pipelines.data.infer import with_kinds
+from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS
 from pipelines.data.summary import Summary, summarise
 from pipelines.errors import DataError, SpecError
+from pipelines.explain import dotted
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
@@ -30,7 +32,9 @@ from pipelines.spec import Chain, PipelineSpec
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+RARE: Final = 10
+"""Train rows that a category needs for a code of its own where there are many; fewer say little about its mean."""
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json")
 
 
@@ -46,6 +50,10 @@ class Prepared:
     """The raw columns that a prediction reads."""
     chains: dict[str, Chain]
     """The chain of transforms of each column."""
+    left_out: dict[str, str]
+    """Columns that are no features though the Spec does not say so, and why."""
+    reasons: dict[str, str]
+    """Why other choices were made, by dotted path."""
     cuts: list[str] | None
     """Where a time split was cut."""
     dropped: dict[str, int]
@@ -77,6 +85,8 @@ class Prepared:
             task=task,
             schema=Schema.model_validate(folder.read_json("schema.json")),
             chains=manifest["chains"],
+            left_out=manifest["left_out"],
+            reasons=manifest["reasons"],
             cuts=manifest["cuts"],
             dropped=manifest["dropped"],
             read=manifest["read"],
@@ -93,10 +103,11 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """
     started = time.monotonic()
     source = Source.open(spec.data)
-    raw = infer_schema(source, spec.data)
+    inferred = infer_kinds(source, spec.data, spec.task.target)
+    raw = inferred.schema
     schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
     target = schema.require(spec.task.target, "task.target")
-    columns, chains = feature_chains(spec, schema, progress)
+    columns, chains = feature_chains(spec, schema, inferred, progress)
 
     folder = Folder.at(spec.store) / "cache" / _key(spec, source, schema, chains)
     if folder.exists("manifest.json"):
@@ -110,6 +121,12 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     summary, read = summarise(source, reader, seen, progress)
     _check_rows(spec, summary, read)
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
+    left_out = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)} | _constants(chains, spec, summary)
+    if left_out:
+        noted = ", ".join(f"{name} ({why})" for name, why in left_out.items())
+        progress.note(f"left out: {noted}; name one under data.kinds or features.columns to use it")
+    chains = {name: chain for name, chain in chains.items() if name not in left_out}
+    _check_chains(chains, left_out)
     preprocessor = Preprocessor.fit(columns, chains, summary.columns)
     contract = _inputs(schema, raw, preprocessor, summary)
     shards = _write(folder, source, reader, preprocessor, task, summary, progress)
@@ -133,6 +150,8 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
             "dropped": read.dropped,
             "read": {"rows": read.rows, "bytes": read.bytes, "chunks": read.chunks},
             "chains": chains,
+            "left_out": left_out,
+            "reasons": _reasons(spec, inferred, chains),
             "cuts": reader.data.split.cuts,
         },
     )
@@ -141,23 +160,69 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
 
 
-def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILENT) -> tuple[list[Column], dict[str, Chain]]:
+def feature_chains(
+    spec: PipelineSpec, schema: Schema, inferred: Inference, progress: Progress = SILENT
+) -> tuple[list[Column], dict[str, Chain]]:
     """Return the columns that become features, each with its chain of transforms."""
     family = load(MODELS, spec.model.type, "model.type")
-    chains = Preprocessor.plan(schema.columns, spec.features, family.chains, {spec.task.target, *spec.data.key})
+    identifiers = {name for name in inferred.left_out if _is_free(name, spec)}
+    exclude = {spec.task.target, *spec.data.key}
+    chains = Preprocessor.plan(schema.columns, spec.features, family.chains, exclude | identifiers)
     left_out = [
         c.name
         for c in schema.columns
-        if c.kind not in family.chains and c.name not in chains and c.name not in spec.features.drop
+        if c.kind not in family.chains and c.name not in chains and c.name not in [*spec.features.drop, *exclude, *identifiers]
     ]
-    left_out = [name for name in left_out if name != spec.task.target and name not in spec.data.key]
     if left_out:
         progress.note(
             f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
         )
-    if not chains:
-        raise SpecError("features: no column is left to learn from; take some out of features.drop")
+    for name in _with_rare_pooled(spec, inferred, chains):
+        chains[name] = _pooled(chains[name])
+    _check_chains(chains, inferred.left_out)
     return [column for column in schema.columns if column.name in chains], chains
+
+
+def _is_free(name: str, spec: PipelineSpec) -> bool:
+    """Whether the Spec says nothing of the column, so that what was inferred holds."""
+    return name not in {spec.task.target, *spec.data.key, *spec.data.kinds, *spec.features.columns, *spec.features.drop}
+
+
+def _with_rare_pooled(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> list[str]:
+    """The columns of many categories whose chain is the family's."""
+    found = [name for name in inferred.many if name in chains and name not in spec.features.columns]
+    return [name for name in found if spec.features.categorical is None and _pooled(chains[name]) != chains[name]]
+
+
+def _pooled(chain: Chain) -> Chain:
+    """The chain with one code for all rare categories."""
+    return [{"index": {"min_count": RARE}} if step == "index" else step for step in chain]  # type: ignore[return-value]
+
+
+def _constants(chains: dict[str, Chain], spec: PipelineSpec, summary: Summary) -> dict[str, str]:
+    """Columns that are the same in every train row, and why nothing can be learned from them."""
+    rows, found = summary.rows["train"], {}
+    for name in chains:
+        statistics = summary.columns[name]
+        if _is_free(name, spec) and statistics.is_constant:
+            found[name] = f"no value in {rows:,} rows" if statistics.missing == rows else f"one value in all {rows:,} rows"
+    return found
+
+
+def _check_chains(chains: dict[str, Chain], left_out: dict[str, str]) -> None:
+    if not chains:
+        why = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+        raise SpecError(f"features: no column is left to learn from; take some out of features.drop, or name their kinds{why}")
+
+
+def _reasons(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> dict[str, str]:
+    """Why what was inferred is so, by dotted path; a choice of the Spec needs no reason."""
+    kinds = {dotted(("data", "kinds", name)): why for name, why in inferred.reasons.items() if name not in spec.data.kinds}
+    pooled = _with_rare_pooled(spec, inferred, chains)
+    return kinds | {
+        dotted(("features", "columns", name)): f"{inferred.many[name]}: those in fewer than {RARE} rows share one code"
+        for name in pooled
+    }
 
 
 def _key(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> str:
@@ -204,7 +269,7 @@ def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Su
     wanted = {column.name for column in preprocessor.inputs}
     derivation = Derivation(expressions=schema.derive).select(wanted)
     columns = [
-        Column(name=name, type=raw[name].type, kind=schema[name].kind, nullable=summary.columns[name].missing > 0)
+        raw[name].model_copy(update={"kind": schema[name].kind, "nullable": summary.columns[name].missing > 0})
         for name in raw.names
         if name in derivation.needs(wanted)
     ]

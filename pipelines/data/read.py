@@ -116,7 +116,7 @@ class Reader:
     def blocks(self, unit: Unit, counts: Counts) -> Iterator[Block]:
         """Yield the rows of a unit in file order; `counts` is added to as they come."""
         names = self.file_columns
-        types = {name: ARROW[self.raw[name].type] for name in names}
+        types = {name: ARROW["string" if self.raw[name].text else self.raw[name].type] for name in names}
         lenient = self.data.on_error == "null"
         form, file = self.format, unit.file
         derivation = self._derivation.select(set(self.columns) | self._filter_columns())
@@ -155,11 +155,12 @@ class Reader:
                 columns[name] = pa.chunked_array([pa.nulls(table.num_rows, ARROW[column.type])])
                 continue
             try:
-                columns[name] = cast(table[name], column.type, lenient=lenient)
+                columns[name] = cast(table[name], column.type, lenient=lenient, text=column.text)
             except pa.ArrowInvalid as error:
                 raise DataError(
                     f"{unit.file.path}: column '{name}' from row {row} on is {table[name].type} ({one_line(error)}); "
                     f"expected {column.type} as in {self.first_path}; write the files alike, or set data.on_error: null"
+                    f"{f' (data.kinds.{name}: categorical keeps all texts)' if column.text else ''}"
                 ) from error
         return pa.table(columns) if columns else table.select([])
 

@@ -90,7 +90,8 @@ class Preprocessor:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, from which `from_json` makes the same bits."""
         return {
-            "inputs": [column.model_dump() for column in self.inputs],
+            # How a file writes a value is of no account here: the same table as text and typed gives the same bits.
+            "inputs": [column.model_dump(exclude={"text"}) for column in self.inputs],
             "steps": [{"step": step.name, "reads": step.reads, "state": step.transform.state()} for step in self.steps],
             "features": [feature.model_dump() for feature in self.features],
             "slots": self.slots,
