@@ -1,13 +1,22 @@
-"""What an Artifact remembers of its training data: a profile per column, and example rows for docs and self-checks."""
+"""What an Artifact remembers of its training data: a profile per column and split, and example rows for docs and self-checks.
+
+A column's profile is that of the train split; what is known of valid and test stands under `splits`. Counts, moments and extremes
+are of all rows. Quantiles, histograms and, of numbers, the number of distinct values come from the row sample of the split: all
+its rows up to 200,000 (train), else a share of them.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.schema import Schema
 from pipelines.tasks import Task
 
@@ -15,17 +24,73 @@ if TYPE_CHECKING:
     from pipelines.data.summary import Summary
 
 EXAMPLES: Final = 5
+BINS: Final = 20
+"""Of a histogram: equally full in the train split, so that each says as much about drift as any other."""
 
 
 def profile_of(inputs: Schema, summary: Summary, task: Task) -> dict[str, Any]:
     """Return plain JSON: rows by split, statistics by column, the target's distinct values, example rows of the train split."""
     targets = None if summary.targets is None else [[value, count] for value, count in summary.targets.most_common(100)]
+    held = {split: found.columns for split, found in summary.held.items()}
     return {
         "rows": summary.rows,
-        "columns": {name: statistics.profile() for name, statistics in summary.columns.items()},
+        "columns": {
+            name: profile_column(statistics, {split: found[name] for split, found in held.items()})
+            for name, statistics in summary.columns.items()
+        },
         "target": {"name": task.target, "values": targets},
         "examples": _examples(inputs, summary),
     }
+
+
+def profile_column(train: Statistics, held: Mapping[str, Statistics]) -> dict[str, Any]:
+    """Return the train split's profile and, under `splits`, those of the others; histograms share the train split's edges.
+
+    Of numbers `histogram` has the inner `edges`, ascending, and by split the `counts` of sampled finite values: up to the first
+    edge (inclusive), between two, beyond the last.
+    """
+    described = _described(train) | {"splits": {split: _described(found) for split, found in held.items()}}
+    if isinstance(train, NumberStatistics):
+        edges = edges_of(train.sample)
+        samples = {"train": train.sample} | {split: found.sample for split, found in held.items()}
+        counts = {split: counts_between(edges, sample).tolist() for split, sample in samples.items()}
+        described["histogram"] = {"edges": edges.tolist(), "counts": counts}
+    return described
+
+
+def edges_of(sample: Numbers) -> Numbers:
+    """The inner edges of at most BINS bins: quantiles, or half-way between values where there are that few."""
+    finite = np.unique(sample[np.isfinite(sample)])
+    if len(finite) <= BINS:
+        return np.array([low + (high - low) / 2 for low, high in pairwise(finite.tolist())], np.float64)
+    shares = np.arange(1, BINS) / BINS
+    return np.unique(np.quantile(sample[np.isfinite(sample)], shares, method="lower"))
+
+
+def counts_between(edges: Numbers, sample: Numbers) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How many finite values fall up to the first edge, between two, and beyond the last."""
+    places = np.searchsorted(edges, sample[np.isfinite(sample)], side="left")
+    return np.bincount(places, minlength=len(edges) + 1).astype(np.int64)
+
+
+def distinct_of(statistics: NumberStatistics) -> tuple[int, float]:
+    """How many distinct finite values there are, and by what factor at most that may be wrong (1: exact).
+
+    Beyond the sample by the guaranteed-error estimator (Charikar et al. 2000): of a sample of n of N values, those seen once
+    stand for sqrt(N / n) each; the same is the bound of its error.
+    """
+    finite = statistics.sample[np.isfinite(statistics.sample)]
+    _, times = np.unique(finite, return_counts=True)
+    factor = math.sqrt(max(1.0, statistics.finite / max(1, len(finite))))
+    once = int((times == 1).sum())
+    return round(factor * once) + len(times) - once, factor
+
+
+def _described(statistics: Statistics) -> dict[str, Any]:
+    if isinstance(statistics, StringStatistics):
+        return statistics.profile()
+    distinct, factor = distinct_of(statistics)
+    return statistics.profile() | {"distinct": distinct, "distinct_factor": factor}
 
 
 def _examples(inputs: Schema, summary: Summary) -> list[dict[str, Any]]:

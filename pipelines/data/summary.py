@@ -38,6 +38,8 @@ class Summary:
     rows: dict[str, int]
     sample: pa.Table | None = None
     hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
+    held: dict[str, Held] = field(default_factory=dict)
+    """The valid and the test rows, as far as there are some."""
 
     def merge(self, other: Summary) -> None:
         """Append the summary of the rows that come after this one's."""
@@ -46,6 +48,23 @@ class Summary:
         self.targets = None if self.targets is None or other.targets is None else _bounded(self.targets + other.targets)
         for split, rows in other.rows.items():
             self.rows[split] = self.rows.get(split, 0) + rows
+        for split, held in other.held.items():
+            self.held[split] = self.held[split].merge(held) if split in self.held else held
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows of a split that nothing is fitted to: a state per column, and the rows whose hash is below the share of the sample."""
+
+    columns: dict[str, Statistics]
+    sample: list[pa.Table]
+
+    def merge(self, other: Held) -> Held:
+        merged: dict[str, Statistics] = {
+            name: statistics.merge(other.columns[name])  # type: ignore[arg-type]
+            for name, statistics in self.columns.items()
+        }
+        return Held(merged, self.sample + other.sample)
 
 
 @dataclass(frozen=True)
@@ -65,9 +84,10 @@ class Summarise:
             train = block if rows[0] == len(block.split) else block.take(block.split == 0)
             summary.merge(
                 Summary(
-                    {column.name: _statistics(column, train.table[column.name]) for column in self.columns},
+                    self._described(train),
                     _distinct(train.table[self.target]),
                     dict(zip(SPLITS, rows, strict=True)),
+                    held={SPLITS[code]: self._held(block.take(block.split == code)) for code in (1, 2) if rows[code]},
                 )
             )
             chosen = in_sample(train.identity, self.share)
@@ -76,6 +96,12 @@ class Summarise:
         if samples:
             summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
         return summary
+
+    def _described(self, rows: Block) -> dict[str, Statistics]:
+        return {column.name: _statistics(column, rows.table[column.name]) for column in self.columns}
+
+    def _held(self, rows: Block) -> Held:
+        return Held(self._described(rows), [rows.table.filter(pa.array(in_sample(rows.identity, self.share)))])
 
 
 def summarise(source: Source, reader: Reader, columns: list[Column], progress: Progress) -> tuple[Summary, Counts]:
@@ -91,7 +117,7 @@ def summarise(source: Source, reader: Reader, columns: list[Column], progress: P
     with progress.stage("statistics", total=source.rows) as stage:
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)
-            samples.append(replace(summary, columns={}))
+            samples.append(replace(summary, columns={}, held={}))
     return _with_sample(total, columns, samples), counts
 
 
@@ -104,14 +130,21 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
         sample, hashes = sample.take(pa.array(kept)), hashes[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
-    for column in columns:
-        values = sample[column.name]
-        statistics = total.columns[column.name]
-        if isinstance(statistics, NumberStatistics):
-            total.columns[column.name] = replace(statistics, sample=numbers(values))
-        else:
-            total.columns[column.name] = replace(statistics, sample=texts(values))
+    _carry(columns, total.columns, total.sample)
+    for split, held in total.held.items():
+        total.held[split] = Held(held.columns, [pa.concat_tables(held.sample).combine_chunks()])
+        _carry(columns, held.columns, total.held[split].sample[0])
     return total
+
+
+def _carry(columns: list[Column], statistics: dict[str, Statistics], sample: pa.Table) -> None:
+    """Give the statistics of each column its values in the sample."""
+    for column in columns:
+        values, described = sample[column.name], statistics[column.name]
+        if isinstance(described, NumberStatistics):
+            statistics[column.name] = replace(described, sample=numbers(values))
+        else:
+            statistics[column.name] = replace(described, sample=texts(values))
 
 
 def _statistics(column: Column, values: pa.ChunkedArray) -> Statistics:
