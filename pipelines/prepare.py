@@ -6,7 +6,7 @@ import hashlib
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
+from pipelines.quality import quality_of
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
 from pipelines.spec import Chain, PipelineSpec
@@ -35,7 +36,7 @@ from pipelines.tasks import Task
 FORMAT: Final = 2
 RARE: Final = 10
 """Train rows that a category needs for a code of its own where there are many; fewer say little about its mean."""
-PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json")
+PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json", "quality.json")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Prepared:
     @property
     def rows(self) -> dict[str, int]:
         return self.shards.rows
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What may be wrong with the data, worst first."""
+        found: list[dict[str, Any]] = self.folder.read_json("quality.json")["findings"]
+        return found
 
     @classmethod
     def open(cls, folder: Folder, *, reused: bool, seconds: float) -> Prepared:
@@ -121,7 +128,9 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     summary, read = summarise(source, reader, seen, progress)
     _check_rows(spec, summary, read)
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
-    left_out = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)} | _constants(chains, spec, summary)
+    identifiers = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)}
+    constants = _constants(chains, spec, summary)
+    left_out = identifiers | constants
     if left_out:
         noted = ", ".join(f"{name} ({why})" for name, why in left_out.items())
         progress.note(f"left out: {noted}; name one under data.kinds or features.columns to use it")
@@ -137,6 +146,15 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
             preprocessor.to_json(),
             task.model_dump(),
             profile_of(contract, summary, task),
+            quality_of(
+                preprocessor.inputs,
+                summary,
+                read,
+                task=task,
+                split=spec.data.split,
+                identifiers=identifiers,
+                constants=constants,
+            ),
         ),
         strict=True,
     ):

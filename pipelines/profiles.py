@@ -51,26 +51,25 @@ def profile_column(train: Statistics, held: Mapping[str, Statistics]) -> dict[st
     """
     described = _described(train) | {"splits": {split: _described(found) for split, found in held.items()}}
     if isinstance(train, NumberStatistics):
-        edges = edges_of(train.sample)
-        samples = {"train": train.sample} | {split: found.sample for split, found in held.items()}
-        counts = {split: counts_between(edges, sample).tolist() for split, sample in samples.items()}
+        edges = edges_of(train)
+        splits = {"train": train, **held}
+        counts = {split: counts_between(edges, found).tolist() for split, found in splits.items()}  # type: ignore[arg-type]
         described["histogram"] = {"edges": edges.tolist(), "counts": counts}
     return described
 
 
-def edges_of(sample: Numbers) -> Numbers:
+def edges_of(statistics: NumberStatistics) -> Numbers:
     """The inner edges of at most BINS bins: quantiles, or half-way between values where there are that few."""
-    finite = np.unique(sample[np.isfinite(sample)])
-    if len(finite) <= BINS:
-        return np.array([low + (high - low) / 2 for low, high in pairwise(finite.tolist())], np.float64)
-    shares = np.arange(1, BINS) / BINS
-    return np.unique(np.quantile(sample[np.isfinite(sample)], shares, method="lower"))
+    values, distinct = statistics.ordered, _distinct(statistics.ordered)
+    if len(distinct) <= BINS:
+        return np.array([low + (high - low) / 2 for low, high in pairwise(distinct.tolist())], np.float64)
+    return _distinct(values[(len(values) - 1) * np.arange(1, BINS) // BINS])
 
 
-def counts_between(edges: Numbers, sample: Numbers) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """How many finite values fall up to the first edge, between two, and beyond the last."""
-    places = np.searchsorted(edges, sample[np.isfinite(sample)], side="left")
-    return np.bincount(places, minlength=len(edges) + 1).astype(np.int64)
+def counts_between(edges: Numbers, statistics: NumberStatistics) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How many finite values of the sample fall up to the first edge, between two, and beyond the last."""
+    below = np.searchsorted(statistics.ordered, edges, side="right")
+    return np.diff(below, prepend=0, append=len(statistics.ordered))
 
 
 def distinct_of(statistics: NumberStatistics) -> tuple[int, float]:
@@ -79,11 +78,20 @@ def distinct_of(statistics: NumberStatistics) -> tuple[int, float]:
     Beyond the sample by the guaranteed-error estimator (Charikar et al. 2000): of a sample of n of N values, those seen once
     stand for sqrt(N / n) each; the same is the bound of its error.
     """
-    finite = statistics.sample[np.isfinite(statistics.sample)]
-    _, times = np.unique(finite, return_counts=True)
-    factor = math.sqrt(max(1.0, statistics.finite / max(1, len(finite))))
-    once = int((times == 1).sum())
-    return round(factor * once) + len(times) - once, factor
+    values = statistics.ordered
+    starts = np.flatnonzero(_starts(values))
+    once = int((np.diff(starts, append=len(values)) == 1).sum())
+    factor = math.sqrt(max(1.0, statistics.finite / max(1, len(values))))
+    return round(factor * once) + len(starts) - once, factor
+
+
+def _starts(ordered: Numbers) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where another value begins."""
+    return np.asarray(ordered != np.append(np.nan, ordered[:-1])[: len(ordered)])
+
+
+def _distinct(ordered: Numbers) -> Numbers:
+    return np.asarray(ordered[_starts(ordered)])
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:

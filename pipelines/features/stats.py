@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
@@ -124,15 +126,23 @@ class NumberStatistics:
 
     def quantile(self, share: float) -> float:
         """Of the finite values in the sample, interpolated as pandas does; the mean where the sample has none."""
-        finite = self.sample[np.isfinite(self.sample)]
-        if not len(finite):
-            return self.mean
+        return self.quantiles((share,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Several at once."""
+        if not len(self.ordered):
+            return [self.mean] * len(shares)
         with np.errstate(over="ignore", invalid="ignore"):
-            return float(np.quantile(finite, share))
+            return [float(value) for value in np.quantile(self.ordered, shares)]
+
+    @cached_property
+    def ordered(self) -> Numbers:
+        """The finite values of the sample, ascending."""
+        return np.sort(self.sample[np.isfinite(self.sample)])
 
     def profile(self) -> dict[str, Any]:
         """Plain JSON for people; null where there is no value."""
-        quantiles = {f"{share:g}": _plain(self.quantile(share)) for share in QUANTILES}
+        quantiles = {f"{s:g}": _plain(value) for s, value in zip(QUANTILES, self.quantiles(QUANTILES), strict=True)}
         return {
             "count": self.count,
             "missing": self.missing,

@@ -126,12 +126,17 @@ def test_distinct_values_beyond_the_sample_are_estimated_within_the_stated_facto
         assert factor == pytest.approx(10**0.5) and true / factor <= distinct <= true * factor
 
 
+def of(values: Any) -> NumberStatistics:
+    numbers = np.asarray(values, np.float64)
+    return replace(NumberStatistics.of(numbers), sample=numbers)
+
+
 def test_bins_tell_few_values_apart_and_many_are_equally_full() -> None:
-    flags = np.array([0.0, 0, 0, 1, np.nan, np.inf])
+    flags = of([0.0, 0, 0, 1, np.nan, np.inf])
     assert counts_between(edges_of(flags), flags).tolist() == [3, 1]
-    values = np.random.default_rng(1).normal(size=10_000)
+    values = of(np.random.default_rng(1).normal(size=10_000))
     counts = counts_between(edges_of(values), values)
     assert len(counts) == BINS and abs(counts - 500).max() <= 1
-    assert counts_between(edges_of(np.array([np.nan])), np.array([1.0, np.nan])).tolist() == [1]
-    skewed = np.r_[np.zeros(9000), np.arange(1.0, 1001)]
+    assert counts_between(edges_of(of([np.nan])), of([1.0, np.nan])).tolist() == [1]
+    skewed = of(np.r_[np.zeros(9000), np.arange(1.0, 1001)])
     assert counts_between(edges_of(skewed), skewed)[0] == 9000
