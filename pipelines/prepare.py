@@ -36,6 +36,7 @@ from pipelines.tasks import Task
 FORMAT: Final = 2
 RARE: Final = 10
 """Train rows that a category needs for a code of its own where there are many; fewer say little about its mean."""
+POOLED: Final = {"index": {"min_count": RARE}}
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json", "quality.json")
 
 
@@ -195,8 +196,8 @@ def feature_chains(
         progress.note(
             f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
         )
-    for name in _with_rare_pooled(spec, inferred, chains):
-        chains[name] = _pooled(chains[name])
+    if spec.features.categorical is None:  # the chains are the family's
+        chains |= {name: _pooled(chains[name]) for name in inferred.many if name in chains and name not in spec.features.columns}
     _check_chains(chains, inferred.left_out)
     return [column for column in schema.columns if column.name in chains], chains
 
@@ -206,15 +207,9 @@ def _is_free(name: str, spec: PipelineSpec) -> bool:
     return name not in {spec.task.target, *spec.data.key, *spec.data.kinds, *spec.features.columns, *spec.features.drop}
 
 
-def _with_rare_pooled(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> list[str]:
-    """The columns of many categories whose chain is the family's."""
-    found = [name for name in inferred.many if name in chains and name not in spec.features.columns]
-    return [name for name in found if spec.features.categorical is None and _pooled(chains[name]) != chains[name]]
-
-
 def _pooled(chain: Chain) -> Chain:
     """The chain with one code for all rare categories."""
-    return [{"index": {"min_count": RARE}} if step == "index" else step for step in chain]  # type: ignore[return-value]
+    return [POOLED if step == "index" else step for step in chain]  # type: ignore[return-value]
 
 
 def _constants(chains: dict[str, Chain], spec: PipelineSpec, summary: Summary) -> dict[str, str]:
@@ -235,9 +230,9 @@ def _check_chains(chains: dict[str, Chain], left_out: dict[str, str]) -> None:
 
 def _reasons(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> dict[str, str]:
     """Why what was inferred is so, by dotted path; a choice of the Spec needs no reason."""
-    kinds = {dotted(("data", "kinds", name)): why for name, why in inferred.reasons.items() if name not in spec.data.kinds}
-    pooled = _with_rare_pooled(spec, inferred, chains)
-    return kinds | {
+    kinds = {name: inferred.reasons.get(name, "the type of its expression") for name in chains if name not in spec.data.kinds}
+    pooled = [name for name in inferred.many if name not in spec.features.columns and POOLED in chains.get(name, [])]
+    return {dotted(("data", "kinds", name)): why for name, why in kinds.items()} | {
         dotted(("features", "columns", name)): f"{inferred.many[name]}: those in fewer than {RARE} rows share one code"
         for name in pooled
     }
@@ -252,6 +247,7 @@ def _key(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, C
         "task": spec.task.model_dump(),
         "schema": schema.model_dump(),
         "chains": chains,
+        "named": sorted(spec.features.columns),  # these stay features, whatever they turn out to be
     }
     return hashlib.blake2b(to_json(content).encode(), digest_size=10).hexdigest()
 

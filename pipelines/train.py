@@ -81,7 +81,7 @@ def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> 
     left_out = "; ".join(f"{name}: {why}" for name, why in prepared.left_out.items())
     kinds = {column.name: column.kind for column in prepared.preprocessor.inputs}
     for path, value, why in (
-        ("data.kinds", kinds, "from the columns' types and first values"),
+        ("data.kinds", kinds, "from the first rows of the first, middle and last file"),
         ("data.split.cuts", prepared.cuts, "the fractions as points in time"),
         ("task.type", task.type, "from the target's values"),
         (

@@ -41,7 +41,7 @@ class Inference:
 
     schema: Schema
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why a column has its kind, where its type alone does not say it."""
+    """Why a column has its kind."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Columns that are no features unless the Spec names them, and why."""
     many: dict[str, str] = field(default_factory=dict)
@@ -53,6 +53,8 @@ def infer_kinds(source: Source, data: DataSpec, target: str) -> Inference:
     heads = heads_of(source)
     found = Inference(infer_schema(source, data, heads))
     columns = [_infer(column, heads, data, target, found) for column in found.schema.columns]
+    for column in columns:
+        found.reasons.setdefault(column.name, _TYPES[column.type] if column.kind != "text" else "long texts with spaces")
     return Inference(Schema(columns=columns), found.reasons, found.left_out, found.many)
 
 
@@ -185,4 +187,11 @@ def _fixed(data: DataSpec) -> set[str]:
 
 
 _KINDS: Final[dict[Type, Kind]] = {"int64": "numeric", "float64": "numeric", "bool": "boolean", "timestamp": "datetime"}
+_TYPES: Final[dict[Type, str]] = {
+    "int64": "a column of integers",
+    "float64": "a column of numbers",
+    "bool": "a column of booleans",
+    "string": "a column of texts",
+    "timestamp": "a column of timestamps",
+}
 _WORDS: Final[dict[Type, str]] = {"int64": "integers", "float64": "numbers", "bool": "yes or no", "timestamp": "dates"}
