@@ -34,8 +34,10 @@ from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
 
 FORMAT: Final = 2
-RARE: Final = 10
-"""Train rows that a category needs for a code of its own where there are many; fewer say little about its mean."""
+RARE: Final = 5
+"""Train rows that a category needs for a code of its own where there are many: what fewer say of it is mostly chance.
+
+On the flights' 4,043 aircraft 5 changes no digit of the AUC (0.8049), 10 costs 0.0007."""
 POOLED: Final = {"index": {"min_count": RARE}}
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json", "quality.json")
 

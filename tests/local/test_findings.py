@@ -86,7 +86,7 @@ def test_the_resolved_spec_says_what_was_inferred_and_why(made: Run) -> None:
         "    day: datetime  # inferred: texts that are dates (D.M.Y)\n",
         f"  drop: [country, visit_id]  # inferred: country: one value in all {made.record['rows']['train']:,} rows; "
         "visit_id: an identifier by its name, different in each of 4,000 rows\n",
-        "    shop: [{index: {min_count: 10}}]  # inferred: ",
+        "    shop: [{index: {min_count: 5}}]  # inferred: ",
     ):
         assert line in text
     assert {"identifier", "constant"} <= {found["kind"] for found in made.record["findings"]}
