@@ -33,14 +33,24 @@ def parse(values: pa.ChunkedArray, form: TextForm, target: pa.DataType, *, lenie
 
     Raises `pyarrow.ArrowInvalid` for a text that is not written in the form; with `lenient` it becomes null.
     """
-    texts = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
-    texts = pc.if_else(pc.is_in(texts, value_set=pa.array(NULLS, pa.large_string())), pa.scalar(None, pa.large_string()), texts)
+    texts = _said(values)
     if pa.types.is_boolean(target):
         return _checked(_booleans(texts), texts, form, lenient)
     if pa.types.is_timestamp(target):
         return _checked(_instants(texts, form), texts, form, lenient)
     well_formed = pc.match_substring_regex(texts, INTEGER if pa.types.is_integer(target) else NUMBER)
     return _checked(_only(texts, well_formed).cast(target), texts, form, lenient)
+
+
+def blank(values: pa.ChunkedArray) -> int:
+    """How many values say nothing."""
+    return int(_said(values).null_count)
+
+
+def _said(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts without the space around them; null where there is nothing else, or a word for nothing."""
+    texts = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
+    return _only(texts, pc.invert(pc.is_in(texts, value_set=pa.array(NULLS, pa.large_string()))))
 
 
 def _booleans(texts: pa.ChunkedArray) -> pa.ChunkedArray:

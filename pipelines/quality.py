@@ -297,7 +297,7 @@ def imbalance(summary: Summary, task: Task) -> Iterator[Finding]:
 
 def dropped_rows(read: Counts) -> Iterator[Finding]:
     """Rows that take no part, by reason."""
-    for reason, rows in read.dropped.items():
+    for reason, rows in sorted(read.dropped.items()):
         share = rows / max(1, read.rows)
         severity: Severity = "medium" if share >= DROPPED and reason != "where" else "low"
         message = f"{rows:,} of {read.rows:,} rows were left out: {reason} ({share:.1%})"

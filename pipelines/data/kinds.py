@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipelines.data.infer import Heads, heads_of, infer_schema
 from pipelines.data.source import Source
 from pipelines.expressions import Derivation, Predicate
-from pipelines.parsing import TO_ISO, TextForm, parse
+from pipelines.parsing import TO_ISO, TextForm, blank, parse
 from pipelines.schema import ARROW, Column, Schema, Type, cast
 from pipelines.spec import DataSpec, Kind
 
@@ -32,6 +32,16 @@ CODE_NAMES: Final = frozenset({"id", "code", "zip", "zipcode", "postcode", "post
 """Words in the name of a column of integers that are names, not quantities; values alone cannot tell counts from codes."""
 ID_NAMES: Final = frozenset({"id", "uuid", "guid", "key", "index", "idx", "rowid", "instant"})
 LEADING_ZERO: Final = r"^-?0[0-9]"
+LONG: Final = r"^[0-9]{16,}$"
+"""More digits than a float64 keeps apart."""
+MOSTLY: Final = 0.9
+"""Share of texts in one form from which the user hears how to read the others as missing."""
+TYPES_OF_KIND: Final[dict[Kind | None, tuple[Type, ...]]] = {
+    None: ("int64", "float64", "bool", "timestamp"),
+    "numeric": ("int64", "float64"),
+    "boolean": ("bool", "int64"),
+    "datetime": ("timestamp",),
+}
 DATES: Final[tuple[TextForm, ...]] = ("iso", *TO_ISO)
 
 
@@ -67,9 +77,12 @@ def _infer(column: Column, heads: Heads, data: DataSpec, target: str, found: Inf
     if not parts:
         return column
     sample = _Sample(name, parts)
-    if column.type == "string":
-        column = _of_texts(column, sample, given, name in _fixed(data), found)
-    elif given is None:
+    if column.type == "string" and not (given is None and name in _fixed(data)):
+        column = _of_texts(column, sample, given, data.on_error == "null", found)
+        if column.text:
+            parsed = [parse(part, column.text, ARROW[column.type], lenient=True).drop_null() for part in parts]
+            sample = _Sample(name, [part for part in parsed if len(part)])
+    if column.type == "int64" and given is None:
         column = _of_integers(column, sample, found)
     if given is None and column.kind in ("categorical", "numeric"):
         unique = sample.is_identifier(column.type)
@@ -119,38 +132,42 @@ class _Sample:
         return "counts the rows" if all(len(step) and (step == 1).all() for step in steps) else None
 
 
-def _of_texts(column: Column, sample: _Sample, given: Kind | None, fixed: bool, found: Inference) -> Column:
-    if given in ("categorical", "text") or (given is None and (fixed or column.kind == "text")):
+def _of_texts(column: Column, sample: _Sample, given: Kind | None, lenient: bool, found: Inference) -> Column:
+    """The column with the type that its texts are written as; where the Spec gives the kind, `lenient` lets some be no such."""
+    if given in ("categorical", "text") or (given is None and column.kind == "text"):
         return column
     texts = sample.whole
     if given is None and (why := _is_code(sample, texts)):
         found.reasons[column.name] = why
         return column
-    wanted: dict[Kind, tuple[Type, ...]] = {
-        "numeric": ("int64", "float64"),
-        "boolean": ("bool", "int64"),
-        "datetime": ("timestamp",),
-    }
-    types = wanted[given] if given is not None else ("int64", "float64", "bool", "timestamp")
-    for type in types:
-        forms = [form for form in _forms(type) if _is_written(texts, form, type)]
+    for type in TYPES_OF_KIND[given]:
+        forms = [form for form in _forms(type) if _written(texts, form, type) == 1]
         if len(forms) > 1 and given is None:
             found.reasons[column.name] = f"dates, but {' and '.join(forms)} both fit; set data.kinds to take the first"
             return column
         if forms:
             found.reasons[column.name] = f"texts that are {_WORDS[type]}{f' ({forms[0]})' if type == 'timestamp' else ''}"
-            parsed = Column(name=column.name, type=type, kind=_KINDS[type], text=forms[0])
-            ends = parse(texts, forms[0], ARROW[type]) if type == "int64" and given is None else None
-            return _of_integers(parsed, _Sample(sample.name, [ends.drop_null()]), found) if ends is not None else parsed
+            return Column(name=column.name, type=type, kind=_KINDS[type], text=forms[0])
+    share, form, type = max(
+        ((_written(texts, form, type), form, type) for type in ("float64", "bool", "timestamp") for form in _forms(type)),
+        key=lambda fit: fit[0],
+    )
+    if share >= MOSTLY and given is None:
+        remedy = f"data.kinds {_KINDS[type]} with on_error: null reads the others as missing"
+        found.reasons[column.name] = f"texts; {share:.0%} of them are {_WORDS[type]}: {remedy}"
+    if lenient and share and given == _KINDS[type]:
+        return Column(name=column.name, type=type, kind=given, text=form)
     return column
 
 
 def _is_code(sample: _Sample, texts: pa.ChunkedArray) -> str | None:
     """Why texts of digits stay texts."""
-    if not _is_written(texts, "number", "float64"):
+    if _written(texts, "number", "float64") < 1:
         return None
     if pc.any(pc.match_substring_regex(texts, LEADING_ZERO)).as_py():
         return "digits with leading zeros: codes"
+    if pc.any(pc.match_substring_regex(texts, LONG)).as_py():
+        return "more digits than a number keeps apart: codes"
     return "codes by its name" if sample.is_named(CODE_NAMES) else None
 
 
@@ -166,12 +183,11 @@ def _of_integers(column: Column, sample: _Sample, found: Inference) -> Column:
     return column
 
 
-def _is_written(texts: pa.ChunkedArray, form: TextForm, type: Type) -> bool:
-    """Whether every text has the form, and at least one says something."""
-    try:
-        return bool(parse(texts, form, ARROW[type]).null_count < len(texts))
-    except pa.ArrowInvalid:
-        return False
+def _written(texts: pa.ChunkedArray, form: TextForm, type: Type) -> float:
+    """The share of the texts that have the form, of those that say something; 0 where none does."""
+    parsed = parse(texts, form, ARROW[type], lenient=True)
+    said = len(texts) - blank(texts)
+    return (len(texts) - parsed.null_count) / said if said else 0.0
 
 
 def _forms(type: Type) -> tuple[TextForm, ...]:

@@ -23,6 +23,7 @@ from pipelines.schema import ARROW, Column, Schema, Type, cast
 from pipelines.spec import DataSpec
 
 ROWS = 300
+CODES = ("1/2/2013", "007", "4929123412341234")
 
 
 def inferred(folder: Path, values: dict[str, Any], /, suffix: str = "parquet", **data: Any) -> Inference:
@@ -57,6 +58,7 @@ def column(found: Inference, name: str) -> tuple[Type, str, TextForm | None]:
         (["007", "012"], ("string", "categorical", None)),
         (["1", "2", "?"], ("string", "categorical", None)),
         (["1,5", "2"], ("string", "categorical", None)),
+        (["4929123412341234", "4929123412341235"], ("string", "categorical", None)),
         (["", None], ("string", "categorical", None)),
         (["yes", "no", "unknown"], ("string", "categorical", None)),
     ],
@@ -64,7 +66,7 @@ def column(found: Inference, name: str) -> tuple[Type, str, TextForm | None]:
 def test_texts_that_are_something_else_are_parsed(tmp_path: Path, texts: list[Any], expected: tuple[str, str, str]) -> None:
     found = inferred(tmp_path, {"c": texts})
     assert column(found, "c") == expected
-    assert (found.reasons["c"] != "a column of texts") == (expected[2] is not None or texts[0] in ("1/2/2013", "007"))
+    assert (found.reasons["c"] != "a column of texts") == (expected[2] is not None or texts[0] in CODES)
 
 
 def test_the_spec_wins(tmp_path: Path) -> None:
@@ -76,6 +78,25 @@ def test_the_spec_wins(tmp_path: Path) -> None:
     wrong = DataSpec(source=str(tmp_path), kinds={"c": "datetime"})
     with pytest.raises(SpecError, match=r"data.kinds.c: datetime does not go with string"):
         with_kinds(infer_kinds(Source.open(wrong), wrong, "y").schema, wrong)
+
+
+def test_texts_that_are_mostly_numbers_say_how_to_read_them(tmp_path: Path) -> None:
+    texts = {"c": ["1.5"] * 19 + ["?"], "d": ["1.5"] * 17 + ["?"] * 3}
+    found = inferred(tmp_path, texts)
+    assert column(found, "c") == ("string", "categorical", None)
+    assert found.reasons["c"].startswith("texts; 95% of them are numbers: data.kinds numeric with on_error: null")
+    assert found.reasons["d"] == "a column of texts"
+    for name in texts:
+        read = inferred(tmp_path, texts, kinds={name: "numeric"}, on_error="null")
+        assert column(read, name) == ("float64", "numeric", "number")
+    strict = inferred(tmp_path, texts, kinds={"c": "numeric"})
+    with pytest.raises(SpecError, match="data.kinds.c: numeric does not go with string"):
+        with_kinds(strict.schema, DataSpec(source="x", kinds={"c": "numeric"}))
+
+
+def test_identifiers_written_as_texts_are_identifiers(tmp_path: Path) -> None:
+    values = [str(i) for i in range(ROWS)]
+    assert set(inferred(tmp_path, {"row": values, "user_id": values[::-1]}).left_out) == {"row", "user_id"}
 
 
 def test_the_resolved_kinds_give_the_same_schema_again(tmp_path: Path) -> None:
