@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipelines.prepare import Prepared
     from pipelines.runs import Run
 
+FINDINGS = 10
+"""How many are printed."""
 ORDER = ("prepare", "train", "valid", "test", "evaluate")
 
 
@@ -71,14 +73,21 @@ def print_run(run: Run, out: Output) -> None:
         _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
         *metric_lines(run.metrics, task.get("metric")),
         _line("path", run.path),
+        *finding_lines(record.get("findings") or []),
     ]
     out.result({**record, "run": run.id, "path": run.path}, lines)
 
 
 def print_prepared(prepared: Prepared, out: Output) -> None:
     """Print what `prepare` left."""
-    content = {"path": prepared.path, "rows": prepared.rows, "dropped": prepared.dropped, "reused": prepared.reused}
-    lines = [_line("rows", _rows(content)), _line("path", prepared.path)]
+    content = {
+        "path": prepared.path,
+        "rows": prepared.rows,
+        "dropped": prepared.dropped,
+        "reused": prepared.reused,
+        "findings": prepared.findings,
+    }
+    lines = [_line("rows", _rows(content)), _line("path", prepared.path), *finding_lines(prepared.findings)]
     out.result({**content, "seconds": {"prepare": prepared.seconds}}, lines)
 
 
@@ -190,6 +199,13 @@ def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | 
         return []
     rows = [[name, *(number(metrics[split].get(name)) for split in splits)] for name in names]
     return [_line(name, line) for name, line in zip(["metrics"] + [""] * len(rows), table(["", *splits], rows), strict=True)]
+
+
+def finding_lines(findings: list[dict[str, Any]]) -> list[str]:
+    """The worst findings as a table; all of them are in quality.json."""
+    rows = [[found["severity"], found["kind"], ", ".join(found["columns"]), found["message"]] for found in findings]
+    more = [f"and {len(rows) - FINDINGS} more in quality.json"] if len(rows) > FINDINGS else []
+    return ["", *table(["FINDING", "KIND", "COLUMN", ""], rows[:FINDINGS]), *more] if rows else []
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
     artifact/
         manifest.json    format version, run, sha256 of every file below; written last
-        schema.json preprocessor.json task.json profile.json
+        schema.json preprocessor.json task.json profile.json quality.json
         model/           the family's own files
 
 The same code predicts over a Dataset, over HTTP and in a notebook; it needs no Ray.

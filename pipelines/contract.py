@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import InputError
+from pipelines.parsing import TextForm, parse
 from pipelines.schema import ARROW, Schema, Type, cast
 from pipelines.storage import one_line
 
@@ -34,7 +35,9 @@ class Contract:
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self._columns = [(column.name, CHECKS[column.type], column.type, column.nullable) for column in schema.columns]
+        self._columns = [
+            (column.name, _check(column.type, column.text), column.type, column.nullable) for column in schema.columns
+        ]
 
     def check_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Return each row with exactly the Schema's columns: int, float, bool, str, timestamps as microseconds, or None.
@@ -88,7 +91,7 @@ class Contract:
                 continue
             values = _arrow(frame, column.name)
             try:
-                arrays[column.name] = cast(values, column.type)
+                arrays[column.name] = cast(values, column.type, text=column.text)
             except pa.ArrowInvalid as error:
                 raise InputError.at(
                     f"column '{column.name}' is {values.type} ({one_line(error)}); expected {WORDS[column.type]}",
@@ -149,6 +152,24 @@ def _wrong(row: int, name: str, type: Type, value: object) -> InputError:
         found=shown,
         expected=WORDS[type],
     )
+
+
+def _check(type: Type, text: TextForm | None) -> Callable[[Any], Any]:
+    """The check of a column; where training parsed texts, a row may have them too, and is parsed by the same function."""
+    native = CHECKS[type]
+    if text is None:
+        return native
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                parsed = parse(pa.chunked_array([[_string(value)]]), text, ARROW[type])
+            except pa.ArrowInvalid:
+                return native(value)  # an instant may also be in ISO 8601
+            return (parsed.cast(pa.int64()) if type == "timestamp" else parsed)[0].as_py()
+        return native(value)
+
+    return check
 
 
 def _integer(value: object) -> int:

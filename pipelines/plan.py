@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.fs
 
 from pipelines.cache import explain
-from pipelines.data.infer import infer_schema, with_kinds
+from pipelines.data.infer import with_kinds
+from pipelines.data.kinds import infer_kinds
 from pipelines.data.read import BLOCK_BYTES, Reader
 from pipelines.data.source import Source, explained, locations_of, root_of
 from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
@@ -114,10 +115,11 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
     source = Source.open(spec.data)
-    raw = infer_schema(source, spec.data)
+    inferred = infer_kinds(source, spec.data, spec.task.target)
+    raw = inferred.schema
     schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
     target = schema.require(spec.task.target, "task.target")
-    columns, chains = feature_chains(spec, schema, progress)
+    columns, chains = feature_chains(spec, schema, inferred, progress)
     reader = Reader.of(source, raw, spec.data, {column.name for column in columns} | {target.name}, target.name)
     reads = sum(source.format.chunk_bytes(u.file.filesystem, u.file.path, u.piece, reader.file_columns) for u in source.units)
     features, classes = _first_rows(spec, source, raw, columns, chains, target)

@@ -5,26 +5,29 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.cache import MANIFEST, Address, address_of, cache_of, explain
 from pipelines.data.cuts import time_cuts
-from pipelines.data.infer import infer_schema, with_kinds
+from pipelines.data.infer import with_kinds
+from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS, in_folds
 from pipelines.data.summary import Summary, gather, summarise
 from pipelines.errors import DataError, SpecError
+from pipelines.explain import dotted
 from pipelines.expressions import Derivation
 from pipelines.features.passes import passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
+from pipelines.quality import quality_of
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
 from pipelines.spec import Chain, PipelineSpec
@@ -32,7 +35,12 @@ from pipelines.storage import Folder
 from pipelines.tasks import Task
 
 ORDINALS: Final = {2: "second", 3: "third"}
-PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json")
+RARE: Final = 5
+"""Train rows that a category needs for a code of its own where there are many: what fewer say of it is mostly chance.
+
+On the flights' 4,043 aircraft 5 changes no digit of the AUC (0.8049), 10 costs 0.0007."""
+POOLED: Final = {"index": {"min_count": RARE}}
+PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json", "quality.json")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,10 @@ class Prepared:
     """The raw columns that a prediction reads."""
     chains: dict[str, Chain]
     """The chain of transforms of each column."""
+    left_out: dict[str, str]
+    """Columns that are no features though the Spec does not say so, and why."""
+    reasons: dict[str, str]
+    """Why other choices were made, by dotted path."""
     cuts: list[str] | None
     """Where a time split was cut."""
     dropped: dict[str, int]
@@ -63,6 +75,12 @@ class Prepared:
     def rows(self) -> dict[str, int]:
         return self.shards.rows
 
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What may be wrong with the data, worst first."""
+        found: list[dict[str, Any]] = self.folder.read_json("quality.json")["findings"]
+        return found
+
     @classmethod
     def open(cls, folder: Folder, *, reused: bool, seconds: float) -> Prepared:
         """Read a complete prepared folder."""
@@ -78,6 +96,8 @@ class Prepared:
             task=task,
             schema=Schema.model_validate(folder.read_json("schema.json")),
             chains=manifest["chains"],
+            left_out=manifest["left_out"],
+            reasons=manifest["reasons"],
             cuts=manifest["cuts"],
             dropped=manifest["dropped"],
             read=manifest["read"],
@@ -94,10 +114,11 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """
     started = time.monotonic()
     source = Source.open(spec.data)
-    raw = infer_schema(source, spec.data)
+    inferred = infer_kinds(source, spec.data, spec.task.target)
+    raw = inferred.schema
     schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
     target = schema.require(spec.task.target, "task.target")
-    columns, chains = feature_chains(spec, schema, progress)
+    columns, chains = feature_chains(spec, schema, inferred, progress)
     for name in spec.prepare.bucket_by:
         schema.require(name, "prepare.bucket_by")
 
@@ -114,6 +135,14 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     summary, read = summarise(source, reader, seen, Preprocessor.unfitted(columns, chains, spec.features.groups), progress)
     _check_rows(spec, summary, read)
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
+    identifiers = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)}
+    constants = _constants(chains, spec, summary)
+    left_out = identifiers | constants
+    if left_out:
+        noted = ", ".join(f"{name} ({why})" for name, why in left_out.items())
+        progress.note(f"left out: {noted}; name one under data.kinds or features.columns to use it")
+    chains = {name: chain for name, chain in chains.items() if name not in left_out}
+    _check_chains(spec, chains, left_out)
     preprocessor = _fit(spec, source, reader, columns, chains, summary, task, progress)
     contract = _inputs(schema, raw, preprocessor, summary)
     shards = _write(spec, folder, source, reader, preprocessor, task, summary, progress)
@@ -124,6 +153,15 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
             preprocessor.to_json(),
             task.model_dump(),
             profile_of(contract, summary, task),
+            quality_of(
+                preprocessor.inputs,
+                summary,
+                read,
+                task=task,
+                split=spec.data.split,
+                identifiers=identifiers,
+                constants=constants,
+            ),
         ),
         strict=True,
     ):
@@ -139,6 +177,8 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
             "dropped": read.dropped,
             "read": {"rows": read.rows, "bytes": read.bytes, "chunks": read.chunks},
             "chains": chains,
+            "left_out": left_out,
+            "reasons": _reasons(spec, inferred, chains),
             "cuts": reader.data.split.cuts,
         },
     )
@@ -147,22 +187,63 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
 
 
-def feature_chains(spec: PipelineSpec, schema: Schema, progress: Progress = SILENT) -> tuple[list[Column], dict[str, Chain]]:
+def feature_chains(
+    spec: PipelineSpec, schema: Schema, inferred: Inference, progress: Progress = SILENT
+) -> tuple[list[Column], dict[str, Chain]]:
     """Return the columns that become features, each with its chain of transforms."""
     family = load(MODELS, spec.model.type, "model.type")
     grouped = {name for group in spec.features.groups.values() for name in group.columns}
-    chains = Preprocessor.plan(schema.columns, spec.features, family.chains, {spec.task.target, *spec.data.key})
-    left_out = [
-        c.name for c in schema.columns if c.kind not in family.chains and c.name not in {*chains, *grouped, *spec.features.drop}
-    ]
-    left_out = [name for name in left_out if name != spec.task.target and name not in spec.data.key]
+    identifiers = {name for name in inferred.left_out if _is_free(name, spec)}
+    exclude = {spec.task.target, *spec.data.key}
+    chains = Preprocessor.plan(schema.columns, spec.features, family.chains, exclude | identifiers)
+    seen = {*chains, *grouped, *spec.features.drop, *exclude, *identifiers}
+    left_out = [c.name for c in schema.columns if c.kind not in family.chains and c.name not in seen]
     if left_out:
         progress.note(
             f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
         )
-    if not chains and not grouped:
-        raise SpecError("features: no column is left to learn from; take some out of features.drop")
+    if spec.features.categorical is None:  # the chains are the family's
+        chains |= {name: _pooled(chains[name]) for name in inferred.many if name in chains and name not in spec.features.columns}
+    _check_chains(spec, chains, inferred.left_out)
     return [column for column in schema.columns if column.name in chains or column.name in grouped], chains
+
+
+def _is_free(name: str, spec: PipelineSpec) -> bool:
+    """Whether the Spec says nothing of the column, so that what was inferred holds."""
+    features = spec.features
+    named = {*features.columns, *features.drop, *(column for group in features.groups.values() for column in group.columns)}
+    return name not in {spec.task.target, *spec.data.key, *spec.data.kinds, *named}
+
+
+def _pooled(chain: Chain) -> Chain:
+    """The chain with one code for all rare categories."""
+    return [POOLED if step == "index" else step for step in chain]  # type: ignore[return-value]
+
+
+def _constants(chains: dict[str, Chain], spec: PipelineSpec, summary: Summary) -> dict[str, str]:
+    """Columns that are the same in every train row, and why nothing can be learned from them."""
+    rows, found = summary.rows["train"], {}
+    for name in chains:
+        statistics = summary.columns[name]
+        if _is_free(name, spec) and statistics.is_constant:
+            found[name] = f"no value in {rows:,} rows" if statistics.missing == rows else f"one value in all {rows:,} rows"
+    return found
+
+
+def _check_chains(spec: PipelineSpec, chains: dict[str, Chain], left_out: dict[str, str]) -> None:
+    if not chains and not spec.features.groups:
+        why = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+        raise SpecError(f"features: no column is left to learn from; take some out of features.drop, or name their kinds{why}")
+
+
+def _reasons(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> dict[str, str]:
+    """Why what was inferred is so, by dotted path; a choice of the Spec needs no reason."""
+    kinds = {name: inferred.reasons.get(name, "the type of its expression") for name in chains if name not in spec.data.kinds}
+    pooled = [name for name in inferred.many if name not in spec.features.columns and POOLED in chains.get(name, [])]
+    return {dotted(("data", "kinds", name)): why for name, why in kinds.items()} | {
+        dotted(("features", "columns", name)): f"{inferred.many[name]}: those in fewer than {RARE} rows share one code"
+        for name in pooled
+    }
 
 
 def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> Address:
@@ -174,6 +255,7 @@ def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str
         data=spec.data.model_dump(exclude={"source"}),
         task=spec.task.model_dump(),
         prepare=spec.prepare.model_dump(),
+        named=sorted(spec.features.columns),  # these stay features, whatever they turn out to be
         schema={column.name: column.model_dump(exclude={"name"}) for column in schema.columns},
     )
 
@@ -234,7 +316,7 @@ def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Su
     wanted = {column.name for column in preprocessor.inputs}
     derivation = Derivation(expressions=schema.derive).select(wanted)
     columns = [
-        Column(name=name, type=raw[name].type, kind=schema[name].kind, nullable=summary.columns[name].missing > 0)
+        raw[name].model_copy(update={"kind": schema[name].kind, "nullable": summary.columns[name].missing > 0})
         for name in raw.names
         if name in derivation.needs(wanted)
     ]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import DataError, did_you_mean
+from pipelines.parsing import TextForm, parse
 from pipelines.spec import Frozen, Kind
 
 Type = Literal["int64", "float64", "bool", "string", "timestamp"]
@@ -43,6 +44,8 @@ class Column(Frozen):
     kind: Kind
     nullable: bool = True
     """Whether a value may be missing; a column that was never null when training is required in a request."""
+    text: TextForm | None = None
+    """How the values are written where the data has them as texts; a column of another type is then parsed."""
 
 
 class Schema(Frozen):
@@ -93,8 +96,8 @@ def canonical_type(arrow: pa.DataType) -> Type | None:
     return None
 
 
-def cast(values: pa.ChunkedArray, to: Type, *, lenient: bool = False) -> pa.ChunkedArray:
-    """Bring values into the canonical form of a type, losing nothing.
+def cast(values: pa.ChunkedArray, to: Type, *, lenient: bool = False, text: TextForm | None = None) -> pa.ChunkedArray:
+    """Bring values into the canonical form of a type, losing nothing; texts are parsed where `text` says how they are written.
 
     Raises `pyarrow.ArrowInvalid` where a value does not fit; with `lenient` such a value becomes null.
     """
@@ -103,6 +106,8 @@ def cast(values: pa.ChunkedArray, to: Type, *, lenient: bool = False) -> pa.Chun
         return values
     if pa.types.is_dictionary(values.type):
         values = pa.chunked_array([chunk.dictionary_decode() for chunk in values.chunks], values.type.value_type)
+    if text is not None and canonical_type(values.type) == "string":
+        return parse(values, text, target, lenient=lenient)
     if pa.types.is_timestamp(values.type) and to == "timestamp":
         # A zone says how to print an instant; the instant itself is UTC. Sub-microsecond digits are cut off.
         return values.cast(pa.timestamp("us", values.type.tz), safe=False).cast(target)

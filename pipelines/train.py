@@ -75,11 +75,13 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
 
 def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> tuple[S, dict[str, str]]:
     """Return the Spec with everything that was inferred, and why, by dotted path."""
-    task, reasons = prepared.task, {}
+    task, reasons = prepared.task, dict(prepared.reasons)
     raw = spec.model_dump()
+    dropped = [*spec.features.drop, *prepared.left_out]
+    left_out = "; ".join(f"{name}: {why}" for name, why in prepared.left_out.items())
     kinds = {column.name: column.kind for column in prepared.preprocessor.inputs}
     for path, value, why in (
-        ("data.kinds", kinds, "from the columns' types"),
+        ("data.kinds", kinds, "from the first rows of the first, middle and last file"),
         ("data.split.cuts", prepared.cuts, "the fractions as points in time"),
         ("task.type", task.type, "from the target's values"),
         (
@@ -87,6 +89,7 @@ def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> 
             task.classes[1] if task.type == "binary" and task.classes else None,
             "the class that reads as yes, else the last",
         ),
+        ("features.drop", dropped, left_out),
         ("features.columns", prepared.chains, "the chain of the column's kind"),
         ("model.params", params, "the family's defaults"),
         ("train.workers", team.workers, "free slots less one"),
@@ -117,6 +120,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "task": {"type": prepared.task.type, "target": prepared.task.target, "metric": prepared.task.metric_names[0]},
         "rows": prepared.rows,
         "dropped": prepared.dropped,
+        "findings": prepared.findings,
         "read": prepared.read,
         "prepared": {"path": prepared.path, "reused": prepared.reused},
         "seconds": seconds,

@@ -85,9 +85,9 @@ def _row(artifact: Artifact) -> dict[str, Any]:
 def _property(column: Column, profile: dict[str, Any]) -> dict[str, Any]:
     """One column. What training saw is told, not demanded: a value outside the range or a new category is answered too."""
     described = dict(_JSON_TYPES[column.type])
-    if column.nullable:
-        described["type"] = [described["type"], "null"]
-    words: list[str] = [column.kind]
+    types = list(dict.fromkeys([described["type"], *(["string"] if column.text else []), *(["null"] if column.nullable else [])]))
+    described["type"] = types if len(types) > 1 else types[0]
+    words: list[str] = [column.kind, *([f"may be text as in the training data ({column.text})"] if column.text else [])]
     if (seen := _range(column, profile)) is not None:
         described["x-range"] = seen
         words.append(f"in the training data from {seen[0]} to {seen[1]}")

@@ -90,7 +90,8 @@ def _wanted(outputs: list[dict[str, Any]], wanted: object) -> list[dict[str, Any
 def _values(tensor: dict[str, Any], column: Column) -> list[Any]:
     """The tensor's values as a flat list, one for each row."""
     name, datatype, shape, data = column.name, tensor.get("datatype"), tensor.get("shape"), tensor.get("data")
-    if not isinstance(datatype, str) or datatype not in _ACCEPTED[column.type]:
+    accepted = _ACCEPTED[column.type] | ({"BYTES"} if column.text else set())
+    if not isinstance(datatype, str) or datatype not in accepted:
         expected = DATATYPES[column.type]
         raise RequestError(
             422, f"tensor '{name}' has another datatype", column=name, found=str(datatype)[:100], expected=expected

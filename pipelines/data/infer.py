@@ -25,9 +25,17 @@ KINDS_OF_TYPE: dict[Type, tuple[Kind, ...]] = {
 }
 
 
-def infer_schema(source: Source, data: DataSpec) -> Schema:
+Heads = list[tuple[File, pa.Table]]
+
+
+def heads_of(source: Source) -> Heads:
+    """The fixed sample: the first rows of the first, the middle and the last file."""
+    return [(file, _head(source, file)) for file in _probes(source.files)]
+
+
+def infer_schema(source: Source, data: DataSpec, heads: Heads | None = None) -> Schema:
     """Return the columns as the files have them; raises `DataError` where files disagree in a way that no type can hold."""
-    heads = [(file, _head(source, file)) for file in _probes(source.files)]
+    heads = heads_of(source) if heads is None else heads
     if not heads[0][1].column_names:
         raise DataError(f"{heads[0][0].path}: has no columns; expected a header or a schema")
     names = list(dict.fromkeys(name for _, head in heads for name in head.column_names))
@@ -54,7 +62,7 @@ def _with_kind(column: Column, kind: Kind | None) -> Column:
     allowed = KINDS_OF_TYPE[column.type]
     if kind not in allowed:
         raise SpecError(f"data.kinds.{column.name}: {kind} does not go with {column.type}; expected one of {', '.join(allowed)}")
-    return Column(name=column.name, type=column.type, kind=kind, nullable=column.nullable)
+    return column.model_copy(update={"kind": kind})
 
 
 def _probes(files: list[File]) -> list[File]:

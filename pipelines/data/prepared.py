@@ -2,7 +2,7 @@
 
     STORE/cache/KEY/
         manifest.json                  written last: its presence means complete; names the shards' folder
-        schema.json preprocessor.json task.json profile.json
+        schema.json preprocessor.json task.json profile.json quality.json
         shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing
         shards-XXXXXXXX/sample.parquet            the transformed row sample of the train split
 

@@ -21,7 +21,7 @@ from pipelines.data.split import SAMPLE_SALT, Hashes, assign, identity_of_rows, 
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
 from pipelines.progress import Stage
-from pipelines.schema import ARROW, Schema, cast
+from pipelines.schema import ARROW, Schema, canonical_type, cast
 from pipelines.spec import DataSpec
 from pipelines.storage import one_line
 
@@ -39,6 +39,10 @@ class Counts:
     bytes: int = 0
     chunks: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    nulled: dict[str, int] = field(default_factory=dict)
+    """Values that contradict the Schema and count as missing, by column (`data.on_error: null`)."""
+    types: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The types that the files give a column, each with the first file that has it."""
 
     def drop(self, reason: str, rows: int) -> None:
         if rows:
@@ -50,6 +54,16 @@ class Counts:
         self.chunks += other.chunks
         for reason, rows in other.dropped.items():
             self.drop(reason, rows)
+        for name, values in other.nulled.items():
+            self.nulled[name] = self.nulled.get(name, 0) + values
+        for name, types in other.types.items():
+            for type, path in types.items():
+                self.see(name, type, path)
+
+    def see(self, name: str, type: str, path: str) -> None:
+        """Note that a file has a column in a type; the first path by name is kept, whatever was read first."""
+        known = self.types.setdefault(name, {})
+        known[type] = min(path, known.get(type, path))
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ class Reader:
     def blocks(self, unit: Unit, counts: Counts) -> Iterator[Block]:
         """Yield the rows of a unit in file order; `counts` is added to as they come."""
         names = self.file_columns
-        types = {name: ARROW[self.raw[name].type] for name in names}
+        types = {name: ARROW["string" if self.raw[name].text else self.raw[name].type] for name in names}
         lenient = self.data.on_error == "null"
         form, file = self.format, unit.file
         derivation = self._derivation.select(set(self.columns) | self._filter_columns())
@@ -133,7 +147,7 @@ class Reader:
             for table in form.read(file.filesystem, file.path, unit.piece, types, self.block_rows, lenient):
                 rows = table.num_rows
                 counts.rows += rows
-                table = derivation.apply(self._canonical(table, unit, row, lenient))
+                table = derivation.apply(self._canonical(table, unit, row, lenient, counts))
                 identity = self._identity(table, unit, row)
                 row += rows
                 kept = self._filter(table, predicate, counts)
@@ -147,7 +161,7 @@ class Reader:
         split = {self.data.split.column} if self.data.split.column is not None else set()
         return {self.target} | split | (Predicate(sql=self.data.where).columns if self.data.where else set())
 
-    def _canonical(self, table: pa.Table, unit: Unit, row: int, lenient: bool) -> pa.Table:
+    def _canonical(self, table: pa.Table, unit: Unit, row: int, lenient: bool, counts: Counts) -> pa.Table:
         columns = {}
         for name in self.file_columns:
             column = self.raw[name]
@@ -159,13 +173,19 @@ class Reader:
                     )
                 columns[name] = pa.chunked_array([pa.nulls(table.num_rows, ARROW[column.type])])
                 continue
+            found = canonical_type(table[name].type)
+            if found is not None and not pa.types.is_null(table[name].type):
+                counts.see(name, found, unit.file.path)
             try:
-                columns[name] = cast(table[name], column.type, lenient=lenient)
+                columns[name] = cast(table[name], column.type, lenient=lenient, text=column.text)
             except pa.ArrowInvalid as error:
                 raise DataError(
                     f"{unit.file.path}: column '{name}' from row {row} on is {table[name].type} ({one_line(error)}); "
                     f"expected {column.type} as in {self.first_path}; write the files alike, or set data.on_error: null"
+                    f"{f' (data.kinds.{name}: categorical keeps all texts)' if column.text else ''}"
                 ) from error
+            if lenient and (nulled := columns[name].null_count - table[name].null_count) > 0:
+                counts.nulled[name] = counts.nulled.get(name, 0) + nulled
         return pa.table(columns) if columns else table.select([])
 
     def _identity(self, table: pa.Table, unit: Unit, row: int) -> Hashes:

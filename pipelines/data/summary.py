@@ -42,6 +42,8 @@ class Summary:
     hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
     states: dict[Key, State] = field(default_factory=dict)
     """What steps gathered."""
+    held: dict[str, Held] = field(default_factory=dict)
+    """The valid and the test rows, as far as there are some."""
 
     def merge(self, other: Summary) -> None:
         """Append the summary of the rows that come after this one's."""
@@ -51,6 +53,23 @@ class Summary:
         for split, rows in other.rows.items():
             self.rows[split] = self.rows.get(split, 0) + rows
         _append(self.states, other.states)
+        for split, held in other.held.items():
+            self.held[split] = self.held[split].merge(held) if split in self.held else held
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows of a split that nothing is fitted to: a state per column, and the rows whose hash is below the share of the sample."""
+
+    columns: dict[str, Statistics]
+    sample: list[pa.Table]
+
+    def merge(self, other: Held) -> Held:
+        merged: dict[str, Statistics] = {
+            name: statistics.merge(other.columns[name])  # type: ignore[arg-type]
+            for name, statistics in self.columns.items()
+        }
+        return Held(merged, self.sample + other.sample)
 
 
 @dataclass(frozen=True)
@@ -72,10 +91,11 @@ class Summarise:
             train = block if rows[0] == len(block.split) else block.take(block.split == 0)
             summary.merge(
                 Summary(
-                    {column.name: statistics_of(column, train.table[column.name]) for column in self.columns},
+                    self._described(train),
                     _distinct(train.table[self.target]),
                     dict(zip(SPLITS, rows, strict=True)),
                     states=_gathered(self.preprocessor, train, self.target),
+                    held={SPLITS[code]: self._held(block.take(block.split == code)) for code in (1, 2) if rows[code]},
                 )
             )
             chosen = in_sample(train.identity, self.share)
@@ -84,6 +104,12 @@ class Summarise:
         if samples:
             summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
         return summary
+
+    def _described(self, rows: Block) -> dict[str, Statistics]:
+        return {column.name: statistics_of(column, rows.table[column.name]) for column in self.columns}
+
+    def _held(self, rows: Block) -> Held:
+        return Held(self._described(rows), [rows.table.filter(pa.array(in_sample(rows.identity, self.share)))])
 
 
 @dataclass(frozen=True)
@@ -126,7 +152,7 @@ def summarise(
     with progress.stage("statistics", total=source.rows) as stage:
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)
-            samples.append(replace(summary, columns={}, states={}))
+            samples.append(replace(summary, columns={}, states={}, held={}))
     return _with_sample(total, columns, samples), counts
 
 
@@ -139,9 +165,17 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
         sample, hashes = sample.take(pa.array(kept)), hashes[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
-    for column in columns:
-        total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
+    _carry(columns, total.columns, total.sample)
+    for split, held in total.held.items():
+        total.held[split] = Held(held.columns, [pa.concat_tables(held.sample).combine_chunks()])
+        _carry(columns, held.columns, total.held[split].sample[0])
     return total
+
+
+def _carry(columns: list[Column], statistics: dict[str, Statistics], sample: pa.Table) -> None:
+    """Give the statistics of each column its values in the sample."""
+    for column in columns:
+        statistics[column.name] = with_sample(statistics[column.name], sample[column.name])
 
 
 def _gathered(preprocessor: Preprocessor, train: Block, target: str) -> dict[Key, State]:

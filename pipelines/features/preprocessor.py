@@ -137,7 +137,8 @@ class Preprocessor:
         """Plain JSON, from which `from_json` makes the same bits."""
         assert not self.wanted, f"not fitted: {[*self.wanted]}"
         return {
-            "inputs": [column.model_dump() for column in self.inputs],
+            # How a file writes a value is of no account here: the same table as text and typed gives the same bits.
+            "inputs": [column.model_dump(exclude={"text"}) for column in self.inputs],
             "steps": [{"step": step.name, "reads": step.reads, "state": step.transform.state()} for step in self.steps],
             "features": [feature.model_dump() for feature in self.features],
             "slots": self.slots,

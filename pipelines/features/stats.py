@@ -83,6 +83,11 @@ class NumberStatistics:
     def std(self) -> float:
         return math.sqrt(self.variance)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows are alike: no value at all, or one and the same finite value in every row."""
+        return self.missing == self.count or (self.finite == self.count and self.minimum == self.maximum)
+
     def merge(self, other: NumberStatistics) -> NumberStatistics:
         """Append the state of the rows behind these (Chan, Golub and LeVeque); the sample is left out."""
         count, missing, infinite = self.count + other.count, self.missing + other.missing, self.infinite + other.infinite
@@ -152,7 +157,7 @@ class NumberStatistics:
 
     def profile(self) -> dict[str, Any]:
         """Plain JSON for people; null where there is no value."""
-        quantiles = {f"{share:g}": _plain(self.quantile(share)) for share in QUANTILES}
+        quantiles = {f"{s:g}": _plain(value) for s, value in zip(QUANTILES, self.quantiles(QUANTILES), strict=True)}
         return {
             "count": self.count,
             "missing": self.missing,
@@ -184,6 +189,11 @@ class StringStatistics:
         pairs = pc.value_counts(values)
         counts = dict(zip(pairs.field("values").to_pylist(), pairs.field("counts").to_pylist(), strict=True))
         return cls(len(values), counts.pop(None, 0), *_most_frequent(counts, 0))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows are alike: no value at all, or one and the same in every row."""
+        return self.missing == self.count or (not self.missing and len(self.counts) == 1 and not self.dropped_max)
 
     def merge(self, other: StringStatistics) -> StringStatistics:
         """Append the state of the rows behind these; the sample is left out."""

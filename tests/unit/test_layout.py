@@ -21,9 +21,9 @@ MAY_IMPORT = {
 # Inside pipelines a file imports only what stands in a row before its own; a folder's files import each other.
 LAYERS = [
     *["errors", "progress", "registry", "spec", "explain", "notation"],  # words
-    *["storage", "schema", "expressions", "tasks", "metrics"],  # facts about data
+    *["storage", "parsing", "schema", "expressions", "tasks", "metrics"],  # facts about data
     *["features", "models", "contract", "artifact"],  # what predicts
-    *["runs", "cache", "data", "profiles", "scoring"],  # what is read and kept
+    *["runs", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
     "training",
     *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs
 ]
