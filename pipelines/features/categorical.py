@@ -1,6 +1,7 @@
 """Transforms of categories: to codes by frequency, to codes by hash, to their share of the rows, to one 0/1 feature each.
 
-The block path looks at each distinct text of a block once; what a text becomes is decided by the one function `code`.
+The block path finds each text among the known ones by Arrow's hash table, or looks at each distinct text of a block once; the row
+path by a dictionary.
 
 What is counted is exact while a column has at most `stats.LIMIT` different texts. Beyond, only that many of the most frequent are
 known and the others are as unseen: what does not repeat often says nothing that can be learned per category; use `hash`.
@@ -18,6 +19,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
@@ -44,10 +46,9 @@ class Lookup(Transform):
     def push(self, statistics: StringStatistics) -> list[Statistics]:
         if statistics.dropped_max:
             return super().push(statistics)
-        codes = np.array([*map(self.code, statistics.counts), math.nan])
-        times = np.array([*statistics.counts.values(), statistics.missing], np.int64)
-        sample = codes_of(statistics.sample, self.code)
-        return [replace(NumberStatistics.of(codes, times), sample=sample)]
+        [codes], [sample] = self.block(statistics.texts), self.block(statistics.sample)
+        times = np.append(statistics.times.to_numpy(), statistics.missing)
+        return [replace(NumberStatistics.of(np.append(codes, math.nan), times), sample=sample)]
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,16 @@ class Index(Coding):
     def code(self, text: str) -> float:
         return self._codes.get(text, self._other)
 
+    def block(self, values: pa.Array) -> list[Values]:
+        return [found_in(self._texts, np.arange(self.cardinality, dtype=np.float64), values)]
+
     @cached_property
     def _codes(self) -> dict[str, float]:
         return {text: float(i) for i, text in enumerate(self.categories)}
+
+    @cached_property
+    def _texts(self) -> pa.Array:
+        return pa.array(self.categories, pa.large_string())
 
     @cached_property
     def _other(self) -> float:
@@ -165,6 +173,13 @@ class Frequency(Lookup):
     def code(self, text: str) -> float:
         return self.shares.get(text, 0.0)
 
+    def block(self, values: pa.Array) -> list[Values]:
+        return [found_in(*self._table, values)]
+
+    @cached_property
+    def _table(self) -> tuple[pa.Array, Numbers]:
+        return pa.array(list(self.shares), pa.large_string()), np.array([*self.shares.values(), 0.0])
+
 
 class OneHotParams(Frozen):
     """Which categories become features."""
@@ -194,7 +209,9 @@ class OneHot(Transform):
         return [Feature(name=f"{feature.name}__{text}", kind="boolean") for text in self.categories]
 
     def block(self, values: pa.Array) -> list[Values]:
-        places = codes_of(values, lambda text: self._places.get(text, math.nan))
+        places = found_in(
+            pa.array(self.categories, pa.large_string()), np.append(np.arange(len(self.categories)), math.nan), values
+        )
         return [(places == place).astype(np.float64) for place in range(len(self.categories))]
 
     def row(self, value: str | None) -> list[float]:
@@ -206,6 +223,15 @@ class OneHot(Transform):
     @cached_property
     def _places(self) -> dict[str | None, int]:
         return {text: place for place, text in enumerate(self.categories)}
+
+
+def found_in(texts: pa.Array, numbers: Numbers, values: pa.Array) -> Numbers:
+    """Return for each value the number at its place among the texts, the last number where it is none of them; missing is NaN."""
+    places = pc.index_in(values, value_set=texts).fill_null(len(texts)).to_numpy(zero_copy_only=False)
+    found: Numbers = numbers[places]
+    if values.null_count:
+        found[values.is_null().to_numpy(zero_copy_only=False)] = math.nan
+    return found
 
 
 def codes_of(values: pa.Array, code: Callable[[str], float]) -> Numbers:

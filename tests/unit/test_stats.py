@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 from functools import reduce
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,35 @@ def test_counts_beyond_the_limit_keep_their_bound(blocks: list[list[str | None]]
         counted = found.counts.get(str(text), 0)
         assert counted <= times <= counted + found.dropped_max
     assert (found.count, found.missing) == (len(rows), rows.isna().sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.none() | st.text(max_size=3), max_size=20), min_size=1, max_size=6), st.randoms())
+def test_complete_counts_are_the_same_in_any_order(blocks: list[list[str | None]], random: Random) -> None:
+    states = [StringStatistics.of(strings(block)) for block in blocks]
+    shuffled = random.sample(states, len(states))
+
+    assert reduce(StringStatistics.merge, states) == reduce(StringStatistics.merge, shuffled)
+
+
+def test_long_texts_are_kept_up_to_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "BYTES", 25)
+
+    found = StringStatistics.of(strings(["é" * 10] * 3 + ["long text"] * 2 + ["abc"] * 2 + ["rest"]))
+
+    assert (found.counts, found.dropped_max) == ({"é" * 10: 3, "abc": 2}, 2)
+
+
+def test_a_column_of_identifiers_costs_no_more_than_the_limit() -> None:
+    total = StringStatistics()
+    for block in range(4):
+        total = total.merge(
+            StringStatistics.of(strings([f"user-{row:08d}" for row in range(block * 100_000, (block + 1) * 100_000)]))
+        )
+
+    assert (total.count, len(total.texts), total.dropped_max) == (400_000, stats.LIMIT, 2)
+    assert total.ranked(2) == [("user-00000000", 1), ("user-00000001", 1)]
+    assert len(pickle.dumps(total, 5)) < 8_000_000
 
 
 def test_profiles_are_plain_json() -> None:
