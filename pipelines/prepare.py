@@ -22,7 +22,7 @@ from pipelines.data.summary import Summary, gather, summarise
 from pipelines.errors import DataError, SpecError
 from pipelines.explain import dotted
 from pipelines.expressions import Derivation
-from pipelines.features.passes import passes
+from pipelines.features.passes import of_pass, passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
@@ -30,7 +30,7 @@ from pipelines.progress import SILENT, Progress
 from pipelines.quality import quality_of
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
-from pipelines.spec import Chain, PipelineSpec
+from pipelines.spec import Chain, GroupSpec, PipelineSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
@@ -299,16 +299,16 @@ def _fit(
     """Fit all steps, with as many further passes over the data as `passes` says."""
     groups, places = spec.features.groups, in_folds(summary.hashes)
 
-    def fitted() -> Preprocessor:
+    def fitted(chains: dict[str, Chain], groups: dict[str, GroupSpec]) -> Preprocessor:
         return Preprocessor.fit(columns, chains, summary.columns, groups=groups, states=summary.states, task=task, places=places)
 
-    preprocessor = fitted()
     for number, reasons in enumerate(passes(chains, groups), 2):
         shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
         progress.note(f"{ORDINALS.get(number, f'{number}th')} pass: {shown}")
-        summary.states |= gather(source, reader, preprocessor, progress)
-        preprocessor = fitted()
-    return preprocessor
+        partly = fitted(*of_pass(number, chains, groups))
+        needed = reader.only({task.target, *(column.name for column in partly.inputs)})
+        summary.states |= gather(source, needed, partly, progress)
+    return fitted(chains, groups)
 
 
 def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Summary) -> Schema:

@@ -36,6 +36,7 @@ class CoMoments:
     """(p,): infinite values of each column."""
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # as in stats: a fit that needs what overflows refuses
     def of(cls, columns: Sequence[Numbers]) -> Self:
         """Describe a block; NaN is missing."""
         rows, size = len(columns[0]), len(columns)
@@ -65,6 +66,7 @@ class CoMoments:
             infinite,
         )
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: CoMoments) -> CoMoments:
         """Append the state of the rows behind these."""
         counts = self.counts + other.counts
@@ -78,6 +80,7 @@ class CoMoments:
             self.infinite + other.infinite,
         )
 
+    @np.errstate(over="ignore", invalid="ignore")
     def filled(self, at: int, value: float) -> CoMoments:
         """The same rows with `value` for what is missing in a column, exactly."""
         own = np.diag(self.counts)
@@ -97,6 +100,7 @@ class CoMoments:
         apart[:, at] = 0.0
         return replace(self, counts=counts, means=means, apart=apart, products=products)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def scaled(self, at: int, center: float, scale: float) -> CoMoments:
         """The same rows with (value - center) / scale in a column."""
         means, apart, products = self.means.copy(), self.apart.copy(), self.products.copy()

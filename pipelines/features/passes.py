@@ -61,6 +61,17 @@ def passes(chains: Mapping[str, Chain], groups: Mapping[str, GroupSpec]) -> list
     return [list(dict.fromkeys(need.reason for need in found if need.number == number)) for number in numbers]
 
 
+def of_pass(
+    number: int, chains: Mapping[str, Chain], groups: Mapping[str, GroupSpec]
+) -> tuple[dict[str, Chain], dict[str, GroupSpec]]:
+    """Return the chains and the groups that gather something in a pass: what has to be read and fitted for it."""
+    where = {need.key[:2] for need in needs(chains, groups) if need.number == number}
+    return (
+        {name: chain for name, chain in chains.items() if ("columns", name) in where},
+        {name: group for name, group in groups.items() if ("groups", name) in where},
+    )
+
+
 def _follow(
     steps: list[PlannedStep], done: list[_Done], key: Key, columns: list[str], where: str, found: list[Need]
 ) -> list[_Done]:

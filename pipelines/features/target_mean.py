@@ -62,6 +62,7 @@ class TargetMean(Transform):
         return TargetSums.of(*distinct(values[0]), np.floor(rows.places * params.folds), params.folds, rows.target)
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")
     def fit(cls, params: TargetMeanParams, *statistics: Statistics, gathered: Gathered) -> TargetMean:
         state: TargetSums = gathered.state
         task = gathered.task

@@ -42,6 +42,7 @@ class TargetSums:
     """The target's different values; None when there are more than LABELS."""
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # as in stats: a fit that needs what overflows refuses
     def of(
         cls, texts: list[str | None], chosen: npt.NDArray[np.int64], folds: Numbers, num_folds: int, target: pa.ChunkedArray
     ) -> TargetSums:
@@ -58,6 +59,7 @@ class TargetSums:
         cells = cells.reshape(len(texts), num_folds, width)
         return _bounded(cls(pa.array(texts, pa.large_string()), cells, cells.sum(axis=0), labels))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: TargetSums) -> TargetSums:
         """Append the state of the rows behind these."""
         labels = None if self.labels is None or other.labels is None else list(dict.fromkeys([*self.labels, *other.labels]))
@@ -76,6 +78,7 @@ class TargetSums:
             totals[:, to] += part.totals[:, kept]
         return _bounded(TargetSums(encoded.dictionary, cells, totals, labels))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def filled(self, at: int, value: str) -> TargetSums:
         """The same rows with `value` for what is missing; there is one column, so `at` is 0."""
         texts = [value if text is None else text for text in self.texts.to_pylist()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.passes import Key, passes
+from pipelines.features.passes import Key, of_pass, passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Rows, State
@@ -57,14 +57,17 @@ def fit(
     statistics = {column.name: statistics_of(table, column) for column in columns}
     states: dict[Key, State] = {}
     found = Preprocessor.unfitted(columns, chains, features.groups)
-    for _ in range(len(passes(chains, features.groups)) + 1):
-        assert found.wanted or not states
+    for number in range(1, len(passes(chains, features.groups)) + 2):
+        if number > 1:
+            some, grouped = of_pass(number, chains, features.groups)
+            found = Preprocessor.fit(columns, some, statistics, groups=grouped, states=states, task=task_of(table), places=places)
+            assert found.wanted, "this pass has something to gather"
         for rows in np.array_split(np.arange(len(table)), blocks):
             block = table.take(pa.array(rows))
             for key, state in found.gather(block, Rows(places[rows], block[TARGET])).items():
                 states[key] = states[key].merge(state) if key in states else state
-        found = Preprocessor.fit(
-            columns, chains, statistics, groups=features.groups, states=states, task=task_of(table), places=places
-        )
-    assert not found.wanted
+    found = Preprocessor.fit(
+        columns, chains, statistics, groups=features.groups, states=states, task=task_of(table), places=places
+    )
+    assert not found.wanted, "as many passes as announced are enough"
     return found

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.split import assign, identity_of_rows, identity_of_values, salted
+from pipelines.data.split import SAMPLE_SALT, assign, identity_of_rows, identity_of_values, in_folds, in_sample, salted
 from pipelines.spec import SplitSpec
 
 NO_OWN: frozenset[str] = frozenset()
@@ -26,6 +26,18 @@ def test_the_hash_of_a_row_never_changes() -> None:
 def test_the_split_of_a_row_never_changes() -> None:
     codes = assign(SplitSpec(), identity_of_rows(42, 0, 40), None, NO_OWN, None)
     assert "".join("tve"[code] for code in codes) == "tttttetttttttttetvttttttettttttttttvtttt"
+
+
+def test_the_fold_of_a_row_never_changes() -> None:
+    folds = np.floor(in_folds(salted(identity_of_rows(42, 0, 40), SAMPLE_SALT)) * 5).astype(int)
+    assert "".join(map(str, folds)) == "2100011410211143224440340440013021200034"
+
+
+def test_folds_are_of_one_size_and_have_nothing_to_do_with_split_and_sample() -> None:
+    identity = identity_of_rows(1, 0, 200_000)
+    folds = np.floor(in_folds(salted(identity, SAMPLE_SALT)) * 5).astype(int)
+    for rows in (slice(None), assign(SplitSpec(), identity, None, NO_OWN, None) == 0, in_sample(identity, 0.3)):
+        np.testing.assert_allclose(np.bincount(folds[rows]) / len(folds[rows]), 0.2, atol=0.005)
 
 
 @given(first=st.integers(0, 10**6), cut=st.integers(1, 99))

@@ -240,6 +240,13 @@ def test_many_different_targets_are_only_summed() -> None:
     assert found.totals[:, 1].sum() == pytest.approx(amount.sum(), rel=1e-12)
 
 
+def test_a_target_too_large_for_a_mean_is_refused() -> None:
+    table = cities_table(["a"] * 6, [1e308, 1.5e308, -1e308, 1e308, 1.7e308, 1.7e308])
+
+    with pytest.raises(DataError, match="the target 'target' is too large to take its mean; scale it under data.derive"):
+        fit(table, CITY, PLAIN, blocks=2)
+
+
 def test_a_target_of_many_classes_is_refused() -> None:
     cities, _, places = people()
     classes = pa.array([f"c{i % 150}" for i in range(800)], pa.large_string())
