@@ -85,7 +85,10 @@ def _row(artifact: Artifact) -> dict[str, Any]:
 def _property(column: Column, profile: dict[str, Any]) -> dict[str, Any]:
     """One column. What training saw is told, not demanded: a value outside the range or a new category is answered too."""
     described = dict(_JSON_TYPES[column.type])
-    types = list(dict.fromkeys([described["type"], *(["string"] if column.text else []), *(["null"] if column.nullable else [])]))
+    if column.text:
+        described.pop("format", None)  # a text need not be written as JSON Schema's formats are
+    types = [described["type"], *(["string"] if column.text else []), *(["null"] if column.nullable else [])]
+    types = list(dict.fromkeys(types))
     described["type"] = types if len(types) > 1 else types[0]
     words: list[str] = [column.kind, *([f"may be text as in the training data ({column.text})"] if column.text else [])]
     if (seen := _range(column, profile)) is not None:

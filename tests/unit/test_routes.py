@@ -610,6 +610,24 @@ def test_the_document_comes_from_the_schema() -> None:
     assert _dangling(document) == set()
 
 
+def test_a_column_that_was_parsed_from_texts_takes_texts_and_values() -> None:
+    artifact = FakeArtifact()
+    artifact.inputs = [COLUMNS[0].model_copy(update={"text": "number"}), *COLUMNS[1:4]]
+    artifact.inputs.append(COLUMNS[4].model_copy(update={"text": "D.M.Y"}))
+    artifact.contract = Contract(Schema(columns=artifact.inputs))
+    app = app_of(artifact)
+    row = ask(app, "GET", f"{MODEL}/openapi.json").json()["components"]["schemas"]["houses.Row"]["properties"]
+
+    assert row["rooms"]["type"] == ["integer", "string"]
+    assert row["sold"]["type"] == ["string", "null"] and "format" not in row["sold"] and "(D.M.Y)" in row["sold"]["description"]
+    rows = [{**ROW, "rooms": "4", "sold": "29.2.2024"}, {**ROW, "rooms": 4}]
+    assert [p["probability"] for p in predict({"rows": rows}, app).json()["predictions"]] == [0.4, 0.4]
+    assert predict({"rows": [{**ROW, "rooms": "four"}]}, app).json()["error"]["found"] == "four"
+    tensors = {name: ("BYTES", [value]) for name, value in (("rooms", "4"), ("city", "Ulm"))}
+    inputs = [{"name": name, "datatype": kind, "shape": [1], "data": data} for name, (kind, data) in tensors.items()]
+    assert infer({"inputs": inputs}, app).status_code == 200
+
+
 def test_the_example_of_the_document_is_answered() -> None:
     schemas = ask(app_of(), "GET", f"{MODEL}/openapi.json").json()["components"]["schemas"]
 
