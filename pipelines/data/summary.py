@@ -40,10 +40,10 @@ class Summary:
     rows: dict[str, int]
     sample: pa.Table | None = None
     hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
-    states: dict[Key, State] = field(default_factory=dict)
-    """What steps gathered."""
     held: dict[str, Held] = field(default_factory=dict)
     """The valid and the test rows, as far as there are some."""
+    states: dict[Key, State] = field(default_factory=dict)
+    """What steps gathered."""
 
     def merge(self, other: Summary) -> None:
         """Append the summary of the rows that come after this one's."""

@@ -22,6 +22,7 @@ from pipelines.data.read import Counts, Reader
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS
 from pipelines.data.summary import Summarise, Summary, _with_sample
+from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, StringStatistics
 from pipelines.profiles import BINS, counts_between, distinct_of, edges_of, profile_column, profile_of
 from pipelines.schema import Schema
@@ -51,7 +52,7 @@ def summarised(folder: Path, share: float = 1.0, reverse: bool = False) -> tuple
     schema = infer_schema(source, data)
     reader = Reader.of(source, schema, data, set(schema.names), "y")
     columns = [column for column in schema.columns if column.name != "y"]
-    each = Summarise(tuple(columns), "y", share)
+    each = Summarise(tuple(columns), "y", share, Preprocessor.unfitted(columns, {}, {}))
     units = [(unit, each(unit, reader.blocks(unit, Counts()))) for unit in (source.units[::-1] if reverse else source.units)]
     parts = [part for _, part in sorted(units, key=lambda pair: pair[0].index)]
     total = Summary({}, parts[0].targets, dict.fromkeys(SPLITS, 0))
