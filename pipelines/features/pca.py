@@ -18,6 +18,8 @@ from pipelines.spec import Frozen
 NOTHING: Final = 1e-12
 """A component with less than this share of the variance is rounding: whitening leaves it as it is."""
 
+TIE: Final = 1e-9
+
 
 class PCAParams(Frozen):
     """How many components become features."""
@@ -69,7 +71,10 @@ class PCA(Transform):
             raise DataError("the values are too large to take their covariance; put 'scale' before it")
         variances, vectors = np.linalg.eigh(covariance)
         variances, vectors = np.maximum(variances[::-1], 0.0), vectors.T[::-1]
-        signs = np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)])
+        # The first of the largest: of two scaled columns both loadings are as large, and which is larger would be rounding.
+        sizes = np.abs(vectors)
+        largest = (sizes >= sizes.max(axis=1, keepdims=True) * (1 - TIE)).argmax(axis=1)
+        signs = np.sign(vectors[np.arange(len(vectors)), largest])
         kept = _number(params.components, variances)
         total = float(variances.sum())
         scales = [math.sqrt(v) if params.whiten and v > total * NOTHING else 1.0 for v in variances[:kept].tolist()]

@@ -268,7 +268,7 @@ def _buckets(hashes: Integers, buckets: int) -> Integers:
 
 @lru_cache(maxsize=1)
 def _lower() -> Integers:
-    """The lower case of each code point, itself where that would be several."""
+    """The lower case of each code point, itself where that would be several. Python's: a later Unicode only adds to it."""
     table = np.arange(CODE_POINTS, dtype=np.uint32)
     for point in range(0x1F000):  # beyond are no letters with case
         lower = chr(point).lower()

@@ -150,6 +150,8 @@ def test_the_artifact_makes_of_a_frame_what_the_shards_of_the_valid_split_have(d
     rows = table.filter(pl.Series(split == 1))
 
     assert prepared.reused
+    other = checked(PipelineSpec, spec_of(data, tmp_path).model_dump() | {"features": {"groups": {"route": GROUPS["route"]}}})
+    assert not prepare(other).reused, "groups are part of what prepared data are made from"
     matrix = matrices(prepared)["valid"].drop(columns="late").to_numpy()
     raw = artifact.model.predict(matrix)
     answers = artifact.predict(rows)

@@ -234,6 +234,18 @@ def test_a_column_that_says_nothing_new_is_not_blown_up_by_whitening() -> None:
     assert np.all(np.abs(found[:, 3:]) < 1e-6)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8, 13])
+def test_the_sign_does_not_hang_on_rounding_where_loadings_are_as_large(blocks: int) -> None:
+    values = {name: column for name, column in weather().items() if name != "humid"}
+    table, columns = weather_table(values)
+    steps = ["impute", "scale", {"pca": {"components": 2}}]
+    features = FeaturesSpec.model_validate({"drop": list(values), "groups": {"w": {"columns": list(values), "steps": steps}}})
+
+    loadings = fit(table, columns, features, blocks=blocks).to_json()["steps"][-1]["state"]["loadings"]
+
+    np.testing.assert_allclose(loadings, np.array([[1, 1], [1, -1]]) * 0.5**0.5, rtol=1e-9)
+
+
 def test_blocks_change_no_bit_when_they_are_merged_in_order() -> None:
     columns = [*weather().values()]
 
