@@ -128,6 +128,26 @@ def test_impute_then_scale_equals_scikit_learn() -> None:
         np.testing.assert_allclose(found.matrix(table_of(rows, COLUMNS[:1])), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_clip_then_logarithm_then_scale_equals_pandas_then_scikit_learn() -> None:
+    values = np.where(np.random.default_rng(2).random(1000) < 0.3, NAN, np.random.default_rng(3).gamma(2.0, 30.0, 1000))
+    rows = [{"delay": value} for value in values.tolist()]
+
+    found = fit(rows, COLUMNS[:1], FeaturesSpec(numeric=[{"clip": {"quantiles": [0.05, None]}}, "log1p", "scale"]))
+
+    clipped = pd.Series(values).clip(lower=pd.Series(values).quantile(0.05))
+    expected = StandardScaler().fit_transform(np.log1p(clipped.to_numpy())[:, None])
+    np.testing.assert_allclose(found.matrix(table_of(rows, COLUMNS[:1])), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_booleans_are_0_and_1_and_are_filled_with_the_more_frequent_of_them() -> None:
+    rows = [{"late": value} for value in (True, None, False, True)]
+    plain = fit(rows, [COLUMNS[4]], FeaturesSpec())
+    filled = fit(rows, [COLUMNS[4]], FeaturesSpec(boolean=[{"impute": {"strategy": "most_frequent"}}]))
+
+    assert bits(plain.matrix(table_of(rows, [COLUMNS[4]]))[:, 0]) == bits([1.0, NAN, 0.0, 1.0])
+    assert filled.matrix(table_of(rows, [COLUMNS[4]]))[:, 0].tolist() == [1.0, 1.0, 0.0, 1.0]
+
+
 def test_parts_then_scale_equals_pandas_then_scikit_learn() -> None:
     times = pd.date_range("2013-01-01", periods=500, freq="7h", unit="us").to_series()
     column = Column(name="time", type="timestamp", kind="datetime")
