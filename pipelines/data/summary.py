@@ -98,7 +98,7 @@ class Summarise:
         return summary
 
     def _described(self, rows: Block) -> dict[str, Statistics]:
-        return {column.name: _statistics(column, rows.table[column.name]) for column in self.columns}
+        return {column.name: statistics_of(column, rows.table[column.name]) for column in self.columns}
 
     def _held(self, rows: Block) -> Held:
         return Held(self._described(rows), [rows.table.filter(pa.array(in_sample(rows.identity, self.share)))])
@@ -130,25 +130,24 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
         sample, hashes = sample.take(pa.array(kept)), hashes[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
-    _carry(columns, total.columns, total.sample)
+    for column in columns:
+        total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
     for split, held in total.held.items():
-        total.held[split] = Held(held.columns, [pa.concat_tables(held.sample).combine_chunks()])
-        _carry(columns, held.columns, total.held[split].sample[0])
+        table = pa.concat_tables(held.sample).combine_chunks()
+        total.held[split] = Held({name: with_sample(held.columns[name], table[name]) for name in held.columns}, [table])
     return total
 
 
-def _carry(columns: list[Column], statistics: dict[str, Statistics], sample: pa.Table) -> None:
-    """Give the statistics of each column its values in the sample."""
-    for column in columns:
-        values, described = sample[column.name], statistics[column.name]
-        if isinstance(described, NumberStatistics):
-            statistics[column.name] = replace(described, sample=numbers(values))
-        else:
-            statistics[column.name] = replace(described, sample=texts(values))
-
-
-def _statistics(column: Column, values: pa.ChunkedArray) -> Statistics:
+def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:
+    """Describe canonical values of a column; the row sample is left out."""
     return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))
+
+
+def with_sample(statistics: Statistics, values: pa.ChunkedArray) -> Statistics:
+    """Put in the column's values in the row sample."""
+    if isinstance(statistics, NumberStatistics):
+        return replace(statistics, sample=numbers(values))
+    return replace(statistics, sample=texts(values))
 
 
 def _distinct(values: pa.ChunkedArray) -> Counter[Any] | None:
