@@ -62,13 +62,15 @@ def infer_kinds(source: Source, data: DataSpec, target: str) -> Inference:
     """Read the first rows of three files and return what they say; raises as `infer_schema` does."""
     heads = heads_of(source)
     found = Inference(infer_schema(source, data, heads))
-    columns = [_infer(column, heads, data, target, found) for column in found.schema.columns]
+    Derivation(expressions=data.derive).extend(found.schema)  # a mistake in it is told before we ask which columns it names
+    fixed = _fixed(data)
+    columns = [_infer(column, heads, data, target, fixed, found) for column in found.schema.columns]
     for column in columns:
         found.reasons.setdefault(column.name, _TYPES[column.type] if column.kind != "text" else "long texts with spaces")
     return Inference(Schema(columns=columns), found.reasons, found.left_out, found.many)
 
 
-def _infer(column: Column, heads: Heads, data: DataSpec, target: str, found: Inference) -> Column:
+def _infer(column: Column, heads: Heads, data: DataSpec, target: str, fixed: set[str], found: Inference) -> Column:
     name, given = column.name, data.kinds.get(column.name)
     if name == target or column.type not in ("string", "int64"):
         return column
@@ -77,7 +79,7 @@ def _infer(column: Column, heads: Heads, data: DataSpec, target: str, found: Inf
     if not parts:
         return column
     sample = _Sample(name, parts)
-    if column.type == "string" and not (given is None and name in _fixed(data)):
+    if column.type == "string" and not (given is None and name in fixed):
         column = _of_texts(column, sample, given, data.on_error == "null", found)
         if column.text:
             parsed = [parse(part, column.text, ARROW[column.type], lenient=True).drop_null() for part in parts]

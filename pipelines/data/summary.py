@@ -165,13 +165,15 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
         sample, hashes = sample.take(pa.array(kept)), hashes[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
-    _carry(columns, total.columns, total.sample)
+    for column in columns:
+        total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
     for split, held in total.held.items():
-        total.held[split] = Held(held.columns, [pa.concat_tables(held.sample).combine_chunks()])
-        _carry(columns, held.columns, total.held[split].sample[0])
+        table = pa.concat_tables(held.sample).combine_chunks()
+        total.held[split] = Held({name: with_sample(held.columns[name], table[name]) for name in held.columns}, [table])
     return total
 
 
+<<<<<<< HEAD
 def _carry(columns: list[Column], statistics: dict[str, Statistics], sample: pa.Table) -> None:
     """Give the statistics of each column its values in the sample."""
     for column in columns:
@@ -187,6 +189,8 @@ def _append(states: dict[Key, State], following: dict[Key, State]) -> None:
         states[key] = states[key].merge(state) if key in states else state
 
 
+=======
+>>>>>>> quality
 def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:
     """Describe canonical values of a column; the row sample is left out."""
     return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))

@@ -119,6 +119,12 @@ def test_the_target_keys_and_what_sql_names_stay_as_they_are(tmp_path: Path) -> 
     assert infer_kinds(*_again(tmp_path), "f").schema["f"].type == "string"
 
 
+def test_a_mistake_in_derive_is_one_line(tmp_path: Path) -> None:
+    for sql, message in (("c +", "is not an SQL expression"), ("d + 1", "uses the column 'd'")):
+        with pytest.raises(SpecError, match=f"data.derive.x: .*{message}"):
+            inferred(tmp_path, {"c": [1, 2]}, derive={"x": sql})
+
+
 def _again(folder: Path) -> tuple[Source, DataSpec]:
     spec = DataSpec(source=str(folder))
     return Source.open(spec), spec
