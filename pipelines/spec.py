@@ -64,7 +64,7 @@ class DataSpec(Frozen):
 
     source: Source
     """File, folder, glob or URI, a list of them, or {train: ..., valid: ..., test: ...}."""
-    format: Literal["parquet", "csv"] | None = None
+    format: Literal["parquet", "csv", "jsonl", "orc", "arrow"] | None = None
     """Inferred from the files' names."""
     options: dict[str, Any] = {}
     """For the format's reader, e.g. {delimiter: ";", nulls: ["NA"]} for csv."""

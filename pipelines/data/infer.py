@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.source import File, Source, explained
+from pipelines.data.files import File, explained
+from pipelines.data.source import Source
 from pipelines.errors import DataError, SpecError, did_you_mean
 from pipelines.expressions import Derivation, Predicate
 from pipelines.schema import KIND_OF_TYPE, Column, Schema, Type, canonical_type
@@ -63,7 +64,7 @@ def _probes(files: list[File]) -> list[File]:
 
 def _head(source: Source, file: File) -> pa.Table:
     with explained(file):
-        return source.format.head(file.filesystem, file.path, SAMPLE_ROWS)
+        return source.format.head(file, SAMPLE_ROWS)
 
 
 def _column(name: str, heads: list[tuple[File, pa.Table]], data: DataSpec) -> Column | None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.formats import Format
-from pipelines.data.source import Source, Unit, explained
+from pipelines.data.files import explained
+from pipelines.data.formats.reading import Format, Wanted
+from pipelines.data.source import Source, Unit
 from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
@@ -44,6 +45,9 @@ class Counts:
         if rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + rows
 
+    def touch(self, size: int) -> None:
+        self.bytes += size
+
     def add(self, other: Counts) -> None:
         self.rows += other.rows
         self.bytes += other.bytes
@@ -63,6 +67,14 @@ class Block:
     def take(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Block:
         """The rows where the mask is true."""
         return Block(self.table.filter(pa.array(mask)), self.identity[mask], self.split[mask])
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of one unit, before anything is left out."""
+
+    first_row: int
+    table: pa.Table
+    identity: Hashes
 
 
 @dataclass(frozen=True)
@@ -115,26 +127,29 @@ class Reader:
 
     def blocks(self, unit: Unit, counts: Counts) -> Iterator[Block]:
         """Yield the rows of a unit in file order; `counts` is added to as they come."""
-        names = self.file_columns
-        types = {name: ARROW[self.raw[name].type] for name in names}
-        lenient = self.data.on_error == "null"
-        form, file = self.format, unit.file
         derivation = self._derivation.select(set(self.columns) | self._filter_columns())
         predicate = Predicate(sql=self.data.where) if self.data.where and self.target is not None else None
-        row = unit.piece.first_row
-        with explained(file):
-            counts.bytes += form.chunk_bytes(file.filesystem, file.path, unit.piece, names)
-            counts.chunks += len(names) * max(1, len(unit.piece.groups))
-            for table in form.read(file.filesystem, file.path, unit.piece, types, self.block_rows, lenient):
-                rows = table.num_rows
-                counts.rows += rows
-                table = derivation.apply(self._canonical(table, unit, row, lenient))
-                identity = self._identity(table, unit, row)
-                row += rows
+        with explained(unit.file):
+            for table, identity in on_grid(self._rows(unit, counts), self.block_rows):
+                table = derivation.apply(table)
                 kept = self._filter(table, predicate, counts)
                 if kept is not None:
                     table, identity = table.filter(kept), identity[kept.to_numpy(zero_copy_only=False)]
                 yield Block(table.select(self.columns), identity, self._split(table, identity, unit))
+            unit.file.check_unchanged()
+
+    def _rows(self, unit: Unit, counts: Counts) -> Iterator[Rows]:
+        """The rows of a unit as they come from the file, in canonical types."""
+        names, lenient = self.file_columns, self.data.on_error == "null"
+        wanted = Wanted({name: ARROW[self.raw[name].type] for name in names}, self.block_rows, lenient)
+        counts.chunks += len(names) * max(1, len(unit.piece.groups))
+        row = unit.piece.first_row
+        for table in self.format.read(unit.file, unit.piece, wanted, counts.touch):
+            rows = table.num_rows
+            counts.rows += rows
+            table = self._canonical(table, unit, row, lenient)
+            yield Rows(row, table, self._identity(table, unit, row))
+            row += rows
 
     def _filter_columns(self) -> set[str]:
         if self.target is None:
@@ -189,6 +204,28 @@ class Reader:
         spec = self.data.split
         values = table[spec.column] if spec.column is not None else None
         return assign(spec, identity, values, self.own_splits, unit.file.split)
+
+
+def on_grid(rows: Iterable[Rows], block_rows: int) -> Iterator[tuple[pa.Table, Hashes]]:
+    """Put rows together so that block borders are at the multiples of `block_rows` in the file.
+
+    Sums are rounded block by block: with these borders they have the same bits whatever the format, its row groups and the
+    parts of a file that are passed over.
+    """
+    cell, parts = -1, list[Rows]()
+    for some in rows:
+        start = 0
+        while start < len(some.identity):
+            first = some.first_row + start
+            if first // block_rows != cell and parts:
+                yield pa.concat_tables([part.table for part in parts]), np.concatenate([part.identity for part in parts])
+                parts = []
+            cell = first // block_rows
+            end = min(len(some.identity), start + (cell + 1) * block_rows - first)
+            parts.append(Rows(first, some.table.slice(start, end - start), some.identity[start:end]))
+            start = end
+    if parts:
+        yield pa.concat_tables([part.table for part in parts]), np.concatenate([part.identity for part in parts])
 
 
 Each = Callable[[Unit, Iterator[Block]], Any]

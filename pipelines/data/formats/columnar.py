@@ -1,0 +1,122 @@
+"""Formats that keep their columns apart: only the needed ones are read. Parquet, ORC, and the Arrow IPC file (Feather 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.orc
+import pyarrow.parquet as pq
+
+from pipelines.data.files import File
+from pipelines.data.formats.reading import CountedFile, Format, Piece, Wanted, no_options, sliced
+
+PIECE_BYTES = 128 << 20  # row groups are put together up to this many uncompressed bytes
+
+
+class Parquet(Format):
+    """Parquet, by row groups; only the needed column chunks are read, each once."""
+
+    suffixes = (".parquet", ".pq", ".parq")
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        no_options("parquet", options)
+
+    def pieces(self, file: File) -> list[Piece]:
+        with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+            metadata = parquet.metadata
+        pieces: list[Piece] = []
+        groups: list[int] = []
+        first, rows, size = 0, 0, 0
+        for group in range(metadata.num_row_groups):
+            group_size = metadata.row_group(group).total_byte_size
+            if groups and size + group_size > PIECE_BYTES:
+                pieces.append(Piece(first, rows, rows, size, tuple(groups)))
+                first, rows, size, groups = first + rows, 0, 0, []
+            rows, size = rows + metadata.row_group(group).num_rows, size + group_size
+            groups.append(group)
+        return [*pieces, Piece(first, rows, rows, size, tuple(groups))] if rows else pieces
+
+    def head(self, file: File, rows: int) -> pa.Table:
+        with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+            for batch in parquet.iter_batches(batch_size=rows):
+                return pa.Table.from_batches([batch])
+            return parquet.schema_arrow.empty_table()
+
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+        with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
+            names = parquet.schema_arrow.names
+            columns = [name for name in wanted.types if name in names]
+            touched(_chunk_bytes(parquet.metadata, piece, set(columns)))
+            for batch in parquet.iter_batches(batch_size=wanted.block_rows, row_groups=list(piece.groups), columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def _chunk_bytes(metadata: pq.FileMetaData, piece: Piece, columns: set[str]) -> int:
+    return sum(
+        metadata.row_group(group).column(i).total_compressed_size
+        for group in piece.groups
+        for i in range(metadata.num_columns)
+        if metadata.row_group(group).column(i).path_in_schema in columns
+    )
+
+
+class ORC(Format):
+    """ORC, a stripe at a time; one piece a file: pyarrow tells the rows of a file but not of a stripe."""
+
+    suffixes = (".orc",)
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        no_options("orc", options)
+
+    def pieces(self, file: File) -> list[Piece]:
+        with file.random() as opened:
+            rows = pyarrow.orc.ORCFile(opened).nrows
+        return [Piece(0, rows, rows, file.size)] if rows else []
+
+    def head(self, file: File, rows: int) -> pa.Table:
+        with file.random() as opened:
+            orc = pyarrow.orc.ORCFile(opened)
+            if orc.nstripes == 0:
+                return orc.schema.empty_table()
+            return pa.Table.from_batches([orc.read_stripe(0).slice(0, rows)])
+
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+        with file.random() as opened:
+            orc = pyarrow.orc.ORCFile(pa.PythonFile(CountedFile(opened, touched), mode="r"))
+            columns = [name for name in wanted.types if name in orc.schema.names]
+            for stripe in range(orc.nstripes):
+                yield from sliced(orc.read_stripe(stripe, columns=columns), wanted.block_rows)
+
+
+class Arrow(Format):
+    """The Arrow IPC file, which Feather 2 is, a record batch at a time, compressed inside or not; one piece a file."""
+
+    suffixes = (".arrow", ".feather", ".ipc")
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        no_options("arrow", options)
+
+    def pieces(self, file: File) -> list[Piece]:
+        with file.random() as opened:
+            rows = pa.ipc.open_file(opened).count_rows()
+        return [Piece(0, rows, rows, file.size)] if rows else []
+
+    def head(self, file: File, rows: int) -> pa.Table:
+        with file.random() as opened:
+            ipc = pa.ipc.open_file(opened)
+            if ipc.num_record_batches == 0:
+                return ipc.schema.empty_table()
+            return pa.Table.from_batches([ipc.get_batch(0).slice(0, rows)])
+
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+        with file.random() as opened:
+            names = pa.ipc.open_file(opened).schema.names
+            # No included field would mean all of them: then the first column is read for the number of rows.
+            included = [i for i, name in enumerate(names) if name in wanted.types] or [0]
+            counted = pa.PythonFile(CountedFile(opened, touched), mode="r")
+            ipc = pa.ipc.open_file(counted, options=pa.ipc.IpcReadOptions(included_fields=included))
+            columns = [name for name in wanted.types if name in names]
+            for index in range(ipc.num_record_batches):
+                yield from sliced(ipc.get_batch(index).select(columns), wanted.block_rows)
