@@ -29,10 +29,12 @@ KINDS_OF_TYPE: dict[Type, tuple[Kind, ...]] = {
 def infer_schema(source: Source, data: DataSpec) -> Schema:
     """Return the columns as the files have them; raises `DataError` where files disagree in a way that no type can hold."""
     heads = [(file, _head(source, file)) for file in _probes(source.files)]
-    if not heads[0][1].column_names:
+    if not heads[0][1].column_names and not source.partitions:
         raise DataError(f"{heads[0][0].path}: has no columns; expected a header or a schema")
     names = list(dict.fromkeys(name for _, head in heads for name in head.column_names))
-    raw = Schema(columns=[column for name in names if (column := _column(name, heads, data)) is not None])
+    columns = [column for name in names if (column := _column(name, heads, data)) is not None and name not in source.partitions]
+    folders = [Column(name=name, type=type, kind=KIND_OF_TYPE[type]) for name, type in source.partitions.items()]
+    raw = Schema(columns=[*columns, *folders])
     known = set(raw.names) | set(data.derive)
     for where, found in (("data.kinds", list(data.kinds)), ("data.key", data.key)):
         for name in found:

@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 
 from pipelines.data.files import explained
 from pipelines.data.formats.reading import Format, Wanted
+from pipelines.data.partitions import constant
+from pipelines.data.pushdown import Condition, conditions
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values
 from pipelines.errors import DataError, UserError
@@ -45,8 +47,9 @@ class Counts:
         if rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + rows
 
-    def touch(self, size: int) -> None:
+    def touch(self, size: int, chunks: int) -> None:
         self.bytes += size
+        self.chunks += chunks
 
     def add(self, other: Counts) -> None:
         self.rows += other.rows
@@ -141,15 +144,30 @@ class Reader:
     def _rows(self, unit: Unit, counts: Counts) -> Iterator[Rows]:
         """The rows of a unit as they come from the file, in canonical types."""
         names, lenient = self.file_columns, self.data.on_error == "null"
-        wanted = Wanted({name: ARROW[self.raw[name].type] for name in names}, self.block_rows, lenient)
-        counts.chunks += len(names) * max(1, len(unit.piece.groups))
+        stored = [name for name in names if name not in unit.file.partition]
+        # Where the folders' names say all that is needed, some column tells how many rows there are.
+        stored = stored or [name for name in self.raw.names if name not in unit.file.partition][:1]
+        types = {name: ARROW[self.raw[name].type] for name in stored}
+        wanted = Wanted(types, self.block_rows, lenient, self._conditions(stored))
         row = unit.piece.first_row
         for table in self.format.read(unit.file, unit.piece, wanted, counts.touch):
+            if isinstance(table, int):
+                counts.rows += table
+                counts.drop("where", table)
+                row += table
+                continue
             rows = table.num_rows
             counts.rows += rows
             table = self._canonical(table, unit, row, lenient)
             yield Rows(row, table, self._identity(table, unit, row))
             row += rows
+
+    def _conditions(self, stored: list[str]) -> list[Condition]:
+        """The parts of `where` that a file's own statistics can answer: about its columns as they stand in it."""
+        if self.target is None or self.data.on_error == "null":
+            return []
+        known = set(stored) - set(self.data.derive)
+        return [condition for condition in conditions(self.data.where) if condition.column in known]
 
     def _filter_columns(self) -> set[str]:
         if self.target is None:
@@ -161,6 +179,9 @@ class Reader:
         columns = {}
         for name in self.file_columns:
             column = self.raw[name]
+            if name in unit.file.partition:
+                columns[name] = constant(unit.file, name, column.type, table.num_rows, lenient=lenient)
+                continue
             if name not in table.column_names:
                 if not lenient and not (self.target is None and column.nullable):
                     raise DataError(

@@ -12,8 +12,10 @@ from typing import Any
 
 from pipelines.data.files import File, explained, find
 from pipelines.data.formats.reading import Format, Piece
+from pipelines.data.partitions import partition_types, prune, with_partition
 from pipelines.errors import SpecError
 from pipelines.registry import FORMATS, load
+from pipelines.schema import Type
 from pipelines.spec import DataSpec
 
 
@@ -38,6 +40,10 @@ class Source:
     format_name: str
     files: list[File]
     units: list[Unit]
+    partitions: dict[str, Type]
+    """The columns that the folders' names give."""
+    num_pruned: int
+    """Files that `data.where` leaves out by their folders; they are in no other number here."""
 
     @classmethod
     def open(cls, spec: DataSpec) -> Source:
@@ -46,11 +52,14 @@ class Source:
         name = spec.format or _format_of(files)
         form: Format = load(FORMATS, name, "data.format")(spec.options)
         files = _with_stems(files, tuple(form.suffixes))
+        listed = [with_partition(file) for file in files]
+        partitions = partition_types(listed)
+        files = prune(listed, partitions, spec)
         units: list[Unit] = []
         for file in files:
             with explained(file):
                 units += [Unit(len(units) + i, file, piece) for i, piece in enumerate(form.pieces(file))]
-        return cls(form, name, files, units)
+        return cls(form, name, files, units, partitions, len(listed) - len(files))
 
     @property
     def rows(self) -> int:

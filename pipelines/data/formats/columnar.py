@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 
 from pipelines.data.files import File
-from pipelines.data.formats.reading import CountedFile, Format, Piece, Wanted, no_options, sliced
+from pipelines.data.formats.reading import CountedFile, Format, Piece, Touched, Wanted, no_options, sliced
+from pipelines.data.pushdown import Bounds, Condition
 
 PIECE_BYTES = 128 << 20  # row groups are put together up to this many uncompressed bytes
 
@@ -44,21 +46,42 @@ class Parquet(Format):
                 return pa.Table.from_batches([batch])
             return parquet.schema_arrow.empty_table()
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
         with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
             names = parquet.schema_arrow.names
             columns = [name for name in wanted.types if name in names]
-            touched(_chunk_bytes(parquet.metadata, piece, set(columns)))
-            for batch in parquet.iter_batches(batch_size=wanted.block_rows, row_groups=list(piece.groups), columns=columns):
-                yield pa.Table.from_batches([batch])
+            runs = itertools.groupby(piece.groups, lambda group: _may_match(parquet.metadata.row_group(group), wanted.conditions))
+            for needed, groups in [(needed, list(run)) for needed, run in runs]:
+                if not needed:
+                    yield sum(parquet.metadata.row_group(group).num_rows for group in groups)
+                    continue
+                for group in groups:
+                    touched(_chunk_bytes(parquet.metadata.row_group(group), set(columns)), len(columns))
+                for batch in parquet.iter_batches(batch_size=wanted.block_rows, row_groups=groups, columns=columns):
+                    yield pa.Table.from_batches([batch])
 
 
-def _chunk_bytes(metadata: pq.FileMetaData, piece: Piece, columns: set[str]) -> int:
-    return sum(
-        metadata.row_group(group).column(i).total_compressed_size
-        for group in piece.groups
-        for i in range(metadata.num_columns)
-        if metadata.row_group(group).column(i).path_in_schema in columns
+def _chunk_bytes(group: pq.RowGroupMetaData, columns: set[str]) -> int:
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in columns)
+
+
+def _may_match(group: pq.RowGroupMetaData, conditions: list[Condition]) -> bool:
+    """Whether the footer leaves it open that some row of the group satisfies all conditions."""
+    if not conditions:
+        return True
+    chunks = {(chunk := group.column(i)).path_in_schema: chunk for i in range(group.num_columns)}
+    found = [(condition, chunks[condition.column].statistics) for condition in conditions if condition.column in chunks]
+    return not any(
+        condition.excludes(
+            Bounds(
+                statistics.min if statistics.has_min_max else None,
+                statistics.max if statistics.has_min_max else None,
+                statistics.has_null_count and statistics.null_count == group.num_rows,
+            )
+        )
+        for condition, statistics in found
+        if statistics is not None
     )
 
 
@@ -82,10 +105,11 @@ class ORC(Format):
                 return orc.schema.empty_table()
             return pa.Table.from_batches([orc.read_stripe(0).slice(0, rows)])
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
         with file.random() as opened:
             orc = pyarrow.orc.ORCFile(pa.PythonFile(CountedFile(opened, touched), mode="r"))
             columns = [name for name in wanted.types if name in orc.schema.names]
+            touched(0, len(columns))
             for stripe in range(orc.nstripes):
                 yield from sliced(orc.read_stripe(stripe, columns=columns), wanted.block_rows)
 
@@ -110,7 +134,7 @@ class Arrow(Format):
                 return ipc.schema.empty_table()
             return pa.Table.from_batches([ipc.get_batch(0).slice(0, rows)])
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
         with file.random() as opened:
             names = pa.ipc.open_file(opened).schema.names
             # No included field would mean all of them: then the first column is read for the number of rows.
@@ -118,5 +142,6 @@ class Arrow(Format):
             counted = pa.PythonFile(CountedFile(opened, touched), mode="r")
             ipc = pa.ipc.open_file(counted, options=pa.ipc.IpcReadOptions(included_fields=included))
             columns = [name for name in wanted.types if name in names]
+            touched(0, len(columns))
             for index in range(ipc.num_record_batches):
                 yield from sliced(ipc.get_batch(index).select(columns), wanted.block_rows)

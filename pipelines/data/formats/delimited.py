@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.data.files import COMPRESSIONS, File
-from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Wanted, sliced, text_piece
+from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Touched, Wanted, sliced, text_piece
 from pipelines.errors import SpecError, did_you_mean
 
 
@@ -55,8 +55,8 @@ class CSV(Format):
             except StopIteration:
                 return reader.schema.empty_table()
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
-        touched(file.size)
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
+        touched(file.size, len(wanted.types))
         there = set(self.head(file, 1).column_names)
         types = {n: pa.large_string() if wanted.lenient else type for n, type in wanted.types.items() if n in there}
         with file.stream() as stream:

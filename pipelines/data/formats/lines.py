@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from pipelines.data.files import COMPRESSIONS, File
-from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Wanted, no_options, sliced, text_piece
+from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Touched, Wanted, no_options, sliced, text_piece
 from pipelines.errors import DataError
 
 HEAD_BYTES = 1 << 20
@@ -43,8 +43,8 @@ class JSONLines(Format):
             return pa.table([_times(column) for column in table.columns], table.column_names)
         return pa.table({})
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
-        touched(file.size)
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
+        touched(file.size, len(wanted.types))
         schema = pa.schema(list(wanted.types.items()))
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         for line, block in _blocks(file, TEXT_BLOCK_BYTES):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 
 from pipelines.data.files import COMPRESSIONS, File
+from pipelines.data.pushdown import Condition
 from pipelines.errors import SpecError
 
 TEXT_BLOCK_BYTES = 8 << 20
@@ -27,6 +28,9 @@ class Piece(NamedTuple):
     """Parquet: its row groups."""
 
 
+Touched = Callable[[int, int], None]  # is told the bytes of the file that are read, and the column chunks
+
+
 class Wanted(NamedTuple):
     """What a read is to yield."""
 
@@ -36,6 +40,8 @@ class Wanted(NamedTuple):
     """Rows of a table, at most."""
     lenient: bool
     """Values that do not fit their type are handed on in a type that can hold them, or as null; else they are an error."""
+    conditions: list[Condition] = []  # a NamedTuple's default is never changed
+    """Rows that do not satisfy all of them are not asked for."""
 
 
 class Format(Protocol):
@@ -51,8 +57,8 @@ class Format(Protocol):
     def head(self, file: File, rows: int) -> pa.Table:
         """The first rows with the types that the file itself says or suggests; at least the column names."""
 
-    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Callable[[int], None]) -> Iterator[pa.Table]:
-        """Yield the piece's rows in order; `touched` is told the bytes of the file that are read for it."""
+    def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table | int]:
+        """Yield the piece's rows in order; a number stands for that many rows that the conditions rule out unread."""
 
 
 def no_options(name: str, options: dict[str, Any]) -> None:
@@ -80,7 +86,7 @@ def sliced(batch: pa.RecordBatch | pa.Table, rows: int) -> Iterator[pa.Table]:
 class CountedFile:
     """An open file that tells how many bytes are read from it, for formats that say nothing of it themselves."""
 
-    def __init__(self, file: Any, touched: Callable[[int], None]) -> None:
+    def __init__(self, file: Any, touched: Touched) -> None:
         self._file, self._touched = file, touched
 
     @property
@@ -89,7 +95,7 @@ class CountedFile:
 
     def read(self, size: int | None = None) -> bytes:
         content: bytes = self._file.read(size)
-        self._touched(len(content))
+        self._touched(len(content), 0)
         return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
