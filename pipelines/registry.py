@@ -31,6 +31,7 @@ FORMATS = {
     "jsonl": "pipelines.data.formats.lines:JSONLines",
     "orc": "pipelines.data.formats.columnar:ORC",
     "arrow": "pipelines.data.formats.columnar:Arrow",
+    "sql": "pipelines.data.formats.database:SQL",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import hashlib
+import urllib.parse
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -12,10 +13,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.fs
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, SpecError
 from pipelines.storage import one_line, open_location
 
 GLOB: Final = frozenset("*?[")
+DATABASES: Final = ("postgresql", "postgres", "sqlite")
 COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")
 
 
@@ -23,7 +25,8 @@ COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")
 class File:
     """One file as the listing saw it; `name` is its path relative to the root of the source it was found in."""
 
-    filesystem: pa.fs.FileSystem
+    filesystem: pa.fs.FileSystem | None
+    """None: a database, whose URI is `path`."""
     path: str
     name: str
     size: int
@@ -46,16 +49,24 @@ class File:
         ending = max((s for s in self.suffixes if self.name.lower().endswith(s)), key=len, default="")
         return self.name[: len(self.name) - len(ending)]
 
+    @property
+    def is_database(self) -> bool:
+        return self.filesystem is None
+
     def stream(self) -> Any:
         """Open it to be read from its start, decompressed as its name says."""
+        assert self.filesystem is not None
         return self.filesystem.open_input_stream(self.path)
 
     def random(self) -> Any:
         """Open it to be read at any place."""
+        assert self.filesystem is not None
         return self.filesystem.open_input_file(self.path)
 
     def check_unchanged(self) -> None:
         """Raise `DataError` unless it is the file that the listing saw, by size and time of change."""
+        if self.filesystem is None:
+            return
         now = self.filesystem.get_file_info(self.path)
         if now.type == pa.fs.FileType.NotFound:
             raise DataError(f"{self.path}: vanished while it was read; run again when its folder is at rest")
@@ -94,7 +105,9 @@ class explained:  # noqa: N801  # used as a verb: with explained(file)
 
 
 def find(location: str, split: str | None) -> list[File]:
-    """List the files of a path, folder, glob or URI, sorted by name. Raises `DataError` where there are none."""
+    """List the files of a location, sorted by name; a database is one. Raises `DataError` where there are none."""
+    if is_database(location):
+        return [_database(location, split)]
     filesystem, path = open_location(location)
     root = path
     while GLOB & set(root):
@@ -121,6 +134,20 @@ def find(location: str, split: str | None) -> list[File]:
         what = "matches no file" if root != path else "has no files in it"
         raise DataError(f"data.source: '{location}' {what}; expected files such as {root}/part-0.parquet or {root}/part-0.csv")
     return files
+
+
+def is_database(location: str) -> bool:
+    return location.partition("://")[0] in DATABASES
+
+
+def _database(location: str, split: str | None) -> File:
+    address = urllib.parse.urlsplit(location)
+    if address.password is not None or {"password", "sslpassword"} & urllib.parse.parse_qs(address.query).keys():
+        raise SpecError(  # before the URI stands anywhere
+            f"data.source: the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; "
+            "take it out, and set PGPASSWORD or write ~/.pgpass on every node"
+        )
+    return File(None, location, "query", 0, 0, split)
 
 
 def _file(filesystem: pyarrow.fs.FileSystem, entry: pyarrow.fs.FileInfo, root: str, split: str | None) -> File:

@@ -50,7 +50,9 @@ class Source:
         """List the files and read their footers. Raises `DataError` for what is missing, empty or unreadable."""
         files = [file for split, location in _locations(spec.source) for file in find(location, split)]
         name = spec.format or _format_of(files)
-        form: Format = load(FORMATS, name, "data.format")(spec.options)
+        if len({file.is_database for file in files} | {name == "sql"}) > 1:
+            raise SpecError(f"data.format: sql goes with postgresql:// and sqlite:// alone, found {name} with {files[0].path}")
+        form: Format = load(FORMATS, name, "data.format")(spec)
         files = _with_stems(files, tuple(form.suffixes))
         listed = [with_partition(file) for file in files]
         partitions = partition_types(listed)
@@ -72,8 +74,12 @@ class Source:
         return {file.split for file in self.files if file.split is not None}
 
     def fingerprint(self) -> list[Any]:
-        """What tells whether the files are the ones that were read before: name, size and time of change of each."""
-        return [[file.split, file.path, file.name, file.size, file.mtime_ns] for file in self.files]
+        """What tells whether the rows are the ones that were read before: name, size and time of change of each file.
+
+        Of a database: the number of rows and the extremes of the column that its ranges are cut by. The query is in the Spec.
+        """
+        files: list[Any] = [[file.split, file.path, file.name, file.size, file.mtime_ns] for file in self.files]
+        return files + [unit.piece.seen for unit in self.units if unit.piece.seen]
 
 
 def _locations(source: Any) -> list[tuple[str | None, str]]:
@@ -90,6 +96,9 @@ def _with_stems(files: list[File], suffixes: tuple[str, ...]) -> list[File]:
 def _format_of(files: list[File]) -> str:
     found: dict[str, File] = {}
     for file in files:
+        if file.is_database:
+            found.setdefault("sql", file)
+            continue
         for name in FORMATS:
             if file.name.lower().endswith(tuple(load(FORMATS, name, "data.format").suffixes)):
                 found.setdefault(name, file)

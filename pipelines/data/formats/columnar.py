@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.orc
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.data.files import File
 from pipelines.data.formats.reading import CountedFile, Format, Piece, Touched, Wanted, no_options, sliced
 from pipelines.data.pushdown import Bounds, Condition
+from pipelines.spec import DataSpec
 
 PIECE_BYTES = 128 << 20  # row groups are put together up to this many uncompressed bytes
 
@@ -22,8 +22,8 @@ class Parquet(Format):
 
     suffixes = (".parquet", ".pq", ".parq")
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        no_options("parquet", options)
+    def __init__(self, data: DataSpec) -> None:
+        no_options("parquet", data)
 
     def pieces(self, file: File) -> list[Piece]:
         with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
@@ -90,8 +90,8 @@ class ORC(Format):
 
     suffixes = (".orc",)
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        no_options("orc", options)
+    def __init__(self, data: DataSpec) -> None:
+        no_options("orc", data)
 
     def pieces(self, file: File) -> list[Piece]:
         with file.random() as opened:
@@ -119,8 +119,8 @@ class Arrow(Format):
 
     suffixes = (".arrow", ".feather", ".ipc")
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        no_options("arrow", options)
+    def __init__(self, data: DataSpec) -> None:
+        no_options("arrow", data)
 
     def pieces(self, file: File) -> list[Piece]:
         with file.random() as opened:

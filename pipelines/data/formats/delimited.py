@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,6 +11,7 @@ import pyarrow.csv
 from pipelines.data.files import COMPRESSIONS, File
 from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Touched, Wanted, sliced, text_piece
 from pipelines.errors import SpecError, did_you_mean
+from pipelines.spec import DataSpec
 
 
 class CSV(Format):
@@ -22,7 +22,8 @@ class CSV(Format):
 
     suffixes = tuple(base + end for base in (".csv", ".tsv", ".txt") for end in ("", *COMPRESSIONS))
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, data: DataSpec) -> None:
+        options = data.options
         known: dict[str, type] = {"delimiter": str, "quote": str, "nulls": list, "encoding": str, "columns": list}
         for name, value in options.items():
             if name not in known:

@@ -13,6 +13,7 @@ import pyarrow.json
 from pipelines.data.files import COMPRESSIONS, File
 from pipelines.data.formats.reading import TEXT_BLOCK_BYTES, Format, Piece, Touched, Wanted, no_options, sliced, text_piece
 from pipelines.errors import DataError
+from pipelines.spec import DataSpec
 
 HEAD_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
@@ -26,8 +27,8 @@ class JSONLines(Format):
 
     suffixes = tuple(base + end for base in (".jsonl", ".ndjson") for end in ("", *COMPRESSIONS))
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        no_options("jsonl", options)
+    def __init__(self, data: DataSpec) -> None:
+        no_options("jsonl", data)
 
     def pieces(self, file: File) -> list[Piece]:
         return [text_piece(file)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipelines.data.files import COMPRESSIONS, File
 from pipelines.data.pushdown import Condition
 from pipelines.errors import SpecError
+from pipelines.spec import DataSpec
 
 TEXT_BLOCK_BYTES = 8 << 20
 TEXT_RATIO = 4  # a compressed file is three to five times smaller than its text; this only balances work and sample
@@ -26,6 +27,10 @@ class Piece(NamedTuple):
     """Uncompressed bytes in the file, for balancing the work."""
     groups: tuple[int, ...] = ()
     """Parquet: its row groups."""
+    where: str = ""
+    """A database: which rows of the query."""
+    seen: str = ""
+    """A database: what tells whether the query's rows are those that were read before."""
 
 
 Touched = Callable[[int, int], None]  # is told the bytes of the file that are read, and the column chunks
@@ -45,11 +50,11 @@ class Wanted(NamedTuple):
 
 
 class Format(Protocol):
-    """A file format. `options` is `data.options` of the Spec."""
+    """A file format, set by `data.options`."""
 
     suffixes: ClassVar[tuple[str, ...]]
 
-    def __init__(self, options: dict[str, Any]) -> None: ...
+    def __init__(self, data: DataSpec) -> None: ...
 
     def pieces(self, file: File) -> list[Piece]:
         """Cut a file, in row order, reading no more than its footer or its first block."""
@@ -61,10 +66,10 @@ class Format(Protocol):
         """Yield the piece's rows in order; a number stands for that many rows that the conditions rule out unread."""
 
 
-def no_options(name: str, options: dict[str, Any]) -> None:
+def no_options(name: str, data: DataSpec) -> None:
     """Raise `SpecError` where a format that has no options is given some."""
-    if options:
-        raise SpecError(f"data.options: {name} takes no options, found {', '.join(options)}; take them out")
+    if data.options:
+        raise SpecError(f"data.options: {name} takes no options, found {', '.join(data.options)}; take them out")
 
 
 def text_piece(file: File) -> Piece:
