@@ -9,8 +9,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +115,37 @@ def postgres() -> Iterator[Postgres]:
         if process is not None:
             end(process, signal.SIGINT)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class S3:
+    """moto's server, which takes any credentials unless it was started with users."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def uri(self, path: str, **query: str) -> str:
+        settings = {"endpoint_override": f"127.0.0.1:{self.port}", "scheme": "http", "region": "us-east-1", **query}
+        return f"s3://{path}?{urllib.parse.urlencode(settings)}"
+
+    def end(self) -> None:
+        end(self.process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def s3(folder: Path, *, unchecked: int | None = None) -> Iterator[S3]:
+    """Start a server; after `unchecked` requests it looks at who asks."""
+    program = Path(sys.executable).parents[1] / "s3" / "bin" / "moto_server"
+    if not program.exists():
+        pytest.skip(f"{program} is not there: make servers installs it")
+    port, log = free_port(), folder / "s3.log"
+    environment = {**os.environ, **({} if unchecked is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(unchecked)})}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(program), "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output, env=environment
+        )
+    try:
+        wait_for(port, process, log)
+        yield S3(port, process)
+    finally:
+        end(process)

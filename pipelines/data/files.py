@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import hashlib
-import urllib.parse
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -13,8 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.fs
 
-from pipelines.errors import DataError, SpecError
-from pipelines.storage import one_line, open_location
+from pipelines.errors import DataError
+from pipelines.storage import check_no_secret, one_line, open_location
 
 GLOB: Final = frozenset("*?[")
 DATABASES: Final = ("postgresql", "postgres", "sqlite")
@@ -90,11 +89,11 @@ class explained:  # noqa: N801  # used as a verb: with explained(file)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # ArrowInvalid is a ValueError; OSError covers a missing, cut off or unreachable file.
-        if not isinstance(error, (ValueError, OSError, DataError)):
+        if not isinstance(error, (ValueError, OSError, pa.ArrowException, DataError)):
             return
         try:
             self._file.check_unchanged()  # a file that was replaced meanwhile fails in any way: say the cause
-        except OSError:
+        except (OSError, pa.ArrowException):
             pass  # the store cannot be asked: what went wrong first is what is told
         except DataError as changed:
             raise changed from error
@@ -115,14 +114,15 @@ def find(location: str, split: str | None) -> list[File]:
     try:
         entry = filesystem.get_file_info(root)
         if entry.type == pyarrow.fs.FileType.NotFound:
-            raise DataError(
-                f"data.source: '{location}' does not exist; check the path (relative paths start at the current folder)"
-            )
+            hint = "bucket and path" if "://" in location else "path (relative paths start at the current folder)"
+            raise DataError(f"data.source: '{location}' does not exist; check the {hint}")
         if entry.type == pyarrow.fs.FileType.File:
             return [_file(filesystem, entry, root.rpartition("/")[0], split)]
         entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise DataError(f"data.source: '{location}' cannot be listed: {one_line(error)}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"data.source: '{location}' cannot be listed: {one_line(error)}; check the URI and the credentials"
+        ) from error
     files = [
         _file(filesystem, entry, root, split)
         for entry in sorted(entries, key=lambda entry: entry.path)
@@ -141,12 +141,7 @@ def is_database(location: str) -> bool:
 
 
 def _database(location: str, split: str | None) -> File:
-    address = urllib.parse.urlsplit(location)
-    if address.password is not None or {"password", "sslpassword"} & urllib.parse.parse_qs(address.query).keys():
-        raise SpecError(  # before the URI stands anywhere
-            f"data.source: the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; "
-            "take it out, and set PGPASSWORD or write ~/.pgpass on every node"
-        )
+    check_no_secret(location)
     return File(None, location, "query", 0, 0, split)
 
 
