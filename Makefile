@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test format bench clean
+.PHONY: help setup demo check test servers format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -23,8 +23,12 @@ check: setup ## format, lint, types, layout and unit tests; under a minute
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
-test: check ## set-up, check, then all tests; what CI runs
+test: check servers ## set-up, check, then all tests; what CI runs
 	$(BIN)/python -m pytest tests
+
+servers: setup $(VENV)/s3/.complete ## what tests of sources talk to: PostgreSQL (Debian's, if root may install it), an S3 server
+	@test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
 
 format: setup ## put the code in order
 	$(BIN)/ruff check --fix-only .
@@ -37,6 +41,12 @@ bench: setup ## the benchmark beside bare LightGBM and Polars
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment of its own: the server is a process of its own, and its packages want other versions than ours.
+$(VENV)/s3/.complete: tests/s3-server.txt $(STAMP)
+	$(BIN)/python -m venv $(VENV)/s3
+	$(VENV)/s3/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/s3-server.txt
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.fs
 
 from pipelines.cache import explain
+from pipelines.data.files import explained, is_database, root_of
 from pipelines.data.infer import with_kinds
 from pipelines.data.kinds import infer_kinds
 from pipelines.data.read import BLOCK_BYTES, Reader
-from pipelines.data.source import Source, explained, locations_of, root_of
+from pipelines.data.source import Source, locations_of
 from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
@@ -121,7 +122,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     target = schema.require(spec.task.target, "task.target")
     columns, chains = feature_chains(spec, schema, inferred, progress)
     reader = Reader.of(source, raw, spec.data, {column.name for column in columns} | {target.name}, target.name)
-    reads = sum(source.format.chunk_bytes(u.file.filesystem, u.file.path, u.piece, reader.file_columns) for u in source.units)
+    reads = sum(source.format.size(unit.file, unit.piece, reader.wanted(unit)) for unit in source.units)
     features, classes = _first_rows(spec, source, raw, columns, chains, target)
     train_rows = int(source.rows * (1 - spec.data.split.test - spec.data.split.valid))
     machines = cluster.machines(spec.store, locations_of(spec.data))
@@ -171,6 +172,8 @@ def reach(store: str, sources: list[str]) -> dict[str, str]:
     wrong = {}
     for location in [store, *sources]:
         try:
+            if is_database(location):
+                continue  # its server was asked when the source was opened
             filesystem, path = open_location(location)
             found = filesystem.get_file_info(root_of(path)).type
             if found == pa.fs.FileType.NotFound and location != store:
@@ -193,7 +196,7 @@ def _first_rows(
     """How many features and classes the first rows give; more rows may have more categories for onehot."""
     file = source.files[0]
     with explained(file):
-        head = source.format.head(file.filesystem, file.path, HEAD_ROWS)
+        head = source.format.head(file, HEAD_ROWS)
     known = {column.name: column.type for column in raw.columns}
     table = pa.table(
         {

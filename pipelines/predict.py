@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.artifact import Artifact
+from pipelines.data.files import is_database
 from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.errors import DataError
@@ -53,7 +54,9 @@ def predict(
         if data is None
         else data.model_copy(update={"source": source, "split": SplitSpec(), "where": None})
     )
-    reading = reading.model_copy(update={"derive": described.schema.derive, "kinds": {}, "key": []})
+    # Answers are in source order, which a database has by its key alone.
+    key = reading.key if any(map(is_database, [source] if isinstance(source, str) else source)) else []
+    reading = reading.model_copy(update={"derive": described.schema.derive, "kinds": {}, "key": key})
     files = Source.open(reading)
     reader = reader_for(described, files, reading, target=None, keep=keep or [])
     folder = _fresh(Folder.at(out))

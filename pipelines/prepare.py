@@ -114,6 +114,8 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """
     started = time.monotonic()
     source = Source.open(spec.data)
+    if source.num_pruned:
+        progress.note(f"data.where leaves out {source.num_pruned} files by their folders' names: they are not opened")
     inferred = infer_kinds(source, spec.data, spec.task.target)
     raw = inferred.schema
     schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)

@@ -38,8 +38,12 @@ MODELS = {
 }
 
 FORMATS = {
-    "parquet": "pipelines.data.formats:Parquet",
-    "csv": "pipelines.data.formats:CSV",
+    "parquet": "pipelines.data.formats.columnar:Parquet",
+    "csv": "pipelines.data.formats.delimited:CSV",
+    "jsonl": "pipelines.data.formats.lines:JSONLines",
+    "orc": "pipelines.data.formats.columnar:ORC",
+    "arrow": "pipelines.data.formats.columnar:Arrow",
+    "sql": "pipelines.data.formats.database:SQL",
 }
 
 

@@ -63,11 +63,11 @@ class DataSpec(Frozen):
     """Where the rows are and which of them count."""
 
     source: Source
-    """File, folder, glob or URI, a list of them, or {train: ..., valid: ..., test: ...}."""
-    format: Literal["parquet", "csv"] | None = None
+    """File, folder, glob or URI (of a database too), a list of them, or {train: ..., valid: ..., test: ...}."""
+    format: Literal["parquet", "csv", "jsonl", "orc", "arrow", "sql"] | None = None
     """Inferred from the files' names."""
     options: dict[str, Any] = {}
-    """For the format's reader, e.g. {delimiter: ";", nulls: ["NA"]} for csv."""
+    """For the format's reader, e.g. {delimiter: ";", nulls: ["NA"]} for csv, {query: "SELECT ..."} for sql."""
     key: list[str] = []
     """Columns that identify a row; default: (file relative to the source's root, row in the file)."""
     kinds: dict[str, Kind] = {}

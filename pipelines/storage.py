@@ -5,28 +5,46 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.parse
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, SpecError
+
+SECRETS: Final = frozenset({"password", "sslpassword"})  # that the query of a URI may hold
 
 
 def open_location(location: str) -> tuple[pa.fs.FileSystem, str]:
     """Return the file system and the path in it of a local path or a URI (s3:// gs:// abfs:// hdfs:// file://)."""
     if "://" not in location:
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+    check_no_secret(location)
+    scheme, _, rest = location.partition("://")
+    host, slash, path = rest.partition("/")
+    # A glob's brackets are no characters of a URI; they come back in the path.
+    encoded = f"{scheme}://{host}{slash}{path.replace('[', '%5B').replace(']', '%5D')}"
     try:
-        filesystem, path = pa.fs.FileSystem.from_uri(location)
-    except (pa.ArrowInvalid, ValueError, NotImplementedError) as error:
+        filesystem, path = pa.fs.FileSystem.from_uri(encoded)
+    except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
             f"'{location}' cannot be opened: {one_line(error)}; expected a path or a URI that pyarrow.fs knows"
         ) from error
     return filesystem, path.rstrip("/")
+
+
+def check_no_secret(location: str) -> None:
+    """Raise `SpecError` for a URI with a password in it, before it stands in any file or message."""
+    address = urllib.parse.urlsplit(location)
+    if address.password is not None or SECRETS & urllib.parse.parse_qs(address.query).keys():
+        raise SpecError(
+            f"the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and set it on "
+            "every node as its client reads it (PGPASSWORD or ~/.pgpass; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; ...)"
+        )
 
 
 def one_line(error: BaseException) -> str:
@@ -40,17 +58,21 @@ class Folder:
 
     filesystem: pa.fs.FileSystem
     path: str
+    query: str = ""
+    """What stands behind the ? of its URI: how the file system is reached."""
 
     @classmethod
     def at(cls, location: str) -> Folder:
         """Open a path or URI; nothing is created."""
-        return cls(*open_location(location))
+        return cls(*open_location(location), location.partition("?")[2] if "://" in location else "")
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.filesystem, f"{self.path}/{name}")
+        return Folder(self.filesystem, f"{self.path}/{name}", self.query)
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     @property
     def name(self) -> str:
@@ -61,7 +83,10 @@ class Folder:
         return isinstance(self.filesystem, pa.fs.LocalFileSystem)
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type != pa.fs.FileType.NotFound)
+        try:
+            return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type != pa.fs.FileType.NotFound)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"'{self}' cannot be reached: {one_line(error)}; check the URI and the credentials") from error
 
     def names(self) -> list[str]:
         """Names of the files and folders in it, sorted; empty when it does not exist."""

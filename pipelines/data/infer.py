@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.source import File, Source, explained
+from pipelines.data.files import File, explained
+from pipelines.data.source import Source
 from pipelines.errors import DataError, SpecError, did_you_mean
 from pipelines.expressions import Derivation, Predicate
 from pipelines.schema import KIND_OF_TYPE, Column, Schema, Type, canonical_type
@@ -36,10 +37,12 @@ def heads_of(source: Source) -> Heads:
 def infer_schema(source: Source, data: DataSpec, heads: Heads | None = None) -> Schema:
     """Return the columns as the files have them; raises `DataError` where files disagree in a way that no type can hold."""
     heads = heads_of(source) if heads is None else heads
-    if not heads[0][1].column_names:
+    if not heads[0][1].column_names and not source.partitions:
         raise DataError(f"{heads[0][0].path}: has no columns; expected a header or a schema")
     names = list(dict.fromkeys(name for _, head in heads for name in head.column_names))
-    raw = Schema(columns=[column for name in names if (column := _column(name, heads, data)) is not None])
+    columns = [column for name in names if (column := _column(name, heads, data)) is not None and name not in source.partitions]
+    folders = [Column(name=name, type=type, kind=KIND_OF_TYPE[type]) for name, type in source.partitions.items()]
+    raw = Schema(columns=[*columns, *folders])
     known = set(raw.names) | set(data.derive)
     for where, found in (("data.kinds", list(data.kinds)), ("data.key", data.key)):
         for name in found:
@@ -71,7 +74,7 @@ def _probes(files: list[File]) -> list[File]:
 
 def _head(source: Source, file: File) -> pa.Table:
     with explained(file):
-        return source.format.head(file.filesystem, file.path, SAMPLE_ROWS)
+        return source.format.head(file, SAMPLE_ROWS)
 
 
 def _column(name: str, heads: list[tuple[File, pa.Table]], data: DataSpec) -> Column | None:

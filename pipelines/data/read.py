@@ -9,14 +9,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.formats import Format
-from pipelines.data.source import Source, Unit, explained
+from pipelines.data.files import explained
+from pipelines.data.formats.reading import Format, Wanted
+from pipelines.data.partitions import constant
+from pipelines.data.pushdown import Condition, conditions
+from pipelines.data.source import Source, Unit
 from pipelines.data.split import SAMPLE_SALT, Hashes, assign, identity_of_rows, identity_of_values, in_folds, salted
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
@@ -47,6 +50,10 @@ class Counts:
     def drop(self, reason: str, rows: int) -> None:
         if rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+    def touch(self, size: int, chunks: int) -> None:
+        self.bytes += size
+        self.chunks += chunks
 
     def add(self, other: Counts) -> None:
         self.rows += other.rows
@@ -82,6 +89,14 @@ class Block:
     def take(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Block:
         """The rows where the mask is true."""
         return Block(self.table.filter(pa.array(mask)), self.identity[mask], self.split[mask])
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of one unit, before anything is left out."""
+
+    first_row: int
+    table: pa.Table
+    identity: Hashes
 
 
 @dataclass(frozen=True)
@@ -134,26 +149,47 @@ class Reader:
 
     def blocks(self, unit: Unit, counts: Counts) -> Iterator[Block]:
         """Yield the rows of a unit in file order; `counts` is added to as they come."""
-        names = self.file_columns
-        types = {name: ARROW["string" if self.raw[name].text else self.raw[name].type] for name in names}
-        lenient = self.data.on_error == "null"
-        form, file = self.format, unit.file
         derivation = self._derivation.select(set(self.columns) | self._filter_columns())
         predicate = Predicate(sql=self.data.where) if self.data.where and self.target is not None else None
-        row = unit.piece.first_row
-        with explained(file):
-            counts.bytes += form.chunk_bytes(file.filesystem, file.path, unit.piece, names)
-            counts.chunks += len(names) * max(1, len(unit.piece.groups))
-            for table in form.read(file.filesystem, file.path, unit.piece, types, self.block_rows, lenient):
-                rows = table.num_rows
-                counts.rows += rows
-                table = derivation.apply(self._canonical(table, unit, row, lenient, counts))
-                identity = self._identity(table, unit, row)
-                row += rows
+        with explained(unit.file):
+            for table, identity in on_grid(self._rows(unit, counts), self.block_rows):
+                table = derivation.apply(table)
                 kept = self._filter(table, predicate, counts)
                 if kept is not None:
                     table, identity = table.filter(kept), identity[kept.to_numpy(zero_copy_only=False)]
                 yield Block(table.select(self.columns), identity, self._split(table, identity, unit))
+            unit.file.check_unchanged()
+
+    def wanted(self, unit: Unit) -> Wanted:
+        """What is asked of the format for a unit."""
+        stored = [name for name in self.file_columns if name not in unit.file.partition]
+        # Where the folders' names say all that is needed, some column tells how many rows there are.
+        stored = stored or [name for name in self.raw.names if name not in unit.file.partition][:1]
+        types = {name: ARROW["string" if self.raw[name].text else self.raw[name].type] for name in stored}
+        return Wanted(types, self.block_rows, self.data.on_error == "null", self._conditions(stored))
+
+    def _rows(self, unit: Unit, counts: Counts) -> Iterator[Rows]:
+        """The rows of a unit as they come from the file, in canonical types."""
+        wanted, lenient = self.wanted(unit), self.data.on_error == "null"
+        row = unit.piece.first_row
+        for table in self.format.read(unit.file, unit.piece, wanted, counts.touch):
+            if isinstance(table, int):
+                counts.rows += table
+                counts.drop("where", table)
+                row += table
+                continue
+            rows = table.num_rows
+            counts.rows += rows
+            table = self._canonical(table, unit, row, lenient, counts)
+            yield Rows(row, table, self._identity(table, unit, row))
+            row += rows
+
+    def _conditions(self, stored: list[str]) -> list[Condition]:
+        """The parts of `where` that a file's own statistics can answer: about its columns as they stand in it."""
+        if self.target is None or self.data.on_error == "null":
+            return []
+        known = {name for name in stored if self.raw[name].text is None} - set(self.data.derive)
+        return [condition for condition in conditions(self.data.where) if condition.column in known]
 
     def _filter_columns(self) -> set[str]:
         if self.target is None:
@@ -165,6 +201,9 @@ class Reader:
         columns = {}
         for name in self.file_columns:
             column = self.raw[name]
+            if name in unit.file.partition:
+                columns[name] = constant(unit.file, name, column.type, table.num_rows, lenient=lenient)
+                continue
             if name not in table.column_names:
                 if not lenient and not (self.target is None and column.nullable):
                     raise DataError(
@@ -214,6 +253,28 @@ class Reader:
         spec = self.data.split
         values = table[spec.column] if spec.column is not None else None
         return assign(spec, identity, values, self.own_splits, unit.file.split)
+
+
+def on_grid(rows: Iterable[Rows], block_rows: int) -> Iterator[tuple[pa.Table, Hashes]]:
+    """Put rows together so that block borders are at the multiples of `block_rows` in the file.
+
+    Sums are rounded block by block: with these borders they have the same bits whatever the format, its row groups and the
+    parts of a file that are passed over.
+    """
+    cell, parts = -1, list[Rows]()
+    for some in rows:
+        start = 0
+        while start < len(some.identity):
+            first = some.first_row + start
+            if first // block_rows != cell and parts:
+                yield pa.concat_tables([part.table for part in parts]), np.concatenate([part.identity for part in parts])
+                parts = []
+            cell = first // block_rows
+            end = min(len(some.identity), start + (cell + 1) * block_rows - first)
+            parts.append(Rows(first, some.table.slice(start, end - start), some.identity[start:end]))
+            start = end
+    if parts:
+        yield pa.concat_tables([part.table for part in parts]), np.concatenate([part.identity for part in parts])
 
 
 Each = Callable[[Unit, Iterator[Block]], Any]

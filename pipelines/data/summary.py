@@ -173,13 +173,6 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
     return total
 
 
-<<<<<<< HEAD
-def _carry(columns: list[Column], statistics: dict[str, Statistics], sample: pa.Table) -> None:
-    """Give the statistics of each column its values in the sample."""
-    for column in columns:
-        statistics[column.name] = with_sample(statistics[column.name], sample[column.name])
-
-
 def _gathered(preprocessor: Preprocessor, train: Block, target: str) -> dict[Key, State]:
     return preprocessor.gather(train.table, Rows(train.places, train.table[target])) if preprocessor.wanted else {}
 
@@ -189,8 +182,6 @@ def _append(states: dict[Key, State], following: dict[Key, State]) -> None:
         states[key] = states[key].merge(state) if key in states else state
 
 
-=======
->>>>>>> quality
 def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:
     """Describe canonical values of a column; the row sample is left out."""
     return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))

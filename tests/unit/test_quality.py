@@ -17,11 +17,7 @@ from pipelines.data.infer import infer_schema
 from pipelines.data.read import Counts, Reader
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS, mix
-<<<<<<< HEAD
-from pipelines.data.summary import Held, Summary, _carry, statistics_of
-=======
 from pipelines.data.summary import Held, Summary, statistics_of, with_sample
->>>>>>> quality
 from pipelines.quality import DROPPED, LEAK_AUC, MIN_ROWS, NEAR_AUC, OUTLIER, RARE_CLASS, quality_of
 from pipelines.schema import KIND_OF_TYPE, Column, canonical_type
 from pipelines.spec import DataSpec, SplitSpec
@@ -58,16 +54,10 @@ def report(
         type = canonical_type(field.type)
         assert type is not None
         columns.append(Column(name=field.name, type=type, kind=(kinds or {}).get(field.name, KIND_OF_TYPE[type])))
-<<<<<<< HEAD
-    states = {name: {c.name: statistics_of(c, table[c.name]) for c in columns} for name, table in tables.items()}
-    for name, table in tables.items():
-        _carry(columns, states[name], table)
-=======
     states = {
         name: {c.name: with_sample(statistics_of(c, table[c.name]), table[c.name]) for c in columns}
         for name, table in tables.items()
     }
->>>>>>> quality
     summary = Summary(
         states["train"],
         Counter(tables["train"]["y"].to_pylist()) if task.classes else None,
@@ -249,11 +239,7 @@ def test_identifiers_and_constants_are_told_and_the_worst_comes_first() -> None:
     y = coins()
     table = pl.DataFrame({"y": y, "x": y.astype(float)}).to_arrow()
     column = Column(name="x", type="float64", kind="numeric")
-<<<<<<< HEAD
-    statistics = replace(statistics_of(column, table["x"]), sample=y.astype(float))
-=======
     statistics = with_sample(statistics_of(column, table["x"]), table["x"])
->>>>>>> quality
     summary = Summary({"x": statistics}, Counter(y.tolist()), {"train": ROWS}, table, mix(np.arange(ROWS, dtype=np.uint64)))
     content = quality_of(
         [column], summary, Counts(), task=BINARY, split=SplitSpec(), identifiers={"id": "unique"}, constants={"one": "alike"}
