@@ -17,7 +17,7 @@ from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
-from pipelines.data.split import SPLITS, in_folds
+from pipelines.data.split import SPLITS
 from pipelines.data.summary import Summary, gather, summarise
 from pipelines.errors import DataError, SpecError
 from pipelines.explain import dotted
@@ -299,10 +299,12 @@ def _fit(
     progress: Progress,
 ) -> Preprocessor:
     """Fit all steps, with as many further passes over the data as `passes` says."""
-    groups, places = spec.features.groups, in_folds(summary.hashes)
+    groups = spec.features.groups
 
     def fitted(chains: dict[str, Chain], groups: dict[str, GroupSpec]) -> Preprocessor:
-        return Preprocessor.fit(columns, chains, summary.columns, groups=groups, states=summary.states, task=task, places=places)
+        return Preprocessor.fit(
+            columns, chains, summary.columns, groups=groups, states=summary.states, task=task, places=summary.places
+        )
 
     for number, reasons in enumerate(passes(chains, groups), 2):
         shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
@@ -349,7 +351,7 @@ def _write(
         for split in SPLITS
     }
     assert summary.sample is not None
-    matrix = preprocessor.transform(summary.sample, in_folds(summary.hashes))
+    matrix = preprocessor.transform(summary.sample, summary.places)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
         pq.write_table(to_table(matrix, task.encode(summary.sample[task.target])), file, compression="lz4")
     features: list[Feature] = preprocessor.features

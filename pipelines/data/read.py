@@ -20,7 +20,7 @@ from pipelines.data.formats.reading import Format, Wanted
 from pipelines.data.partitions import constant
 from pipelines.data.pushdown import Condition, conditions
 from pipelines.data.source import Source, Unit
-from pipelines.data.split import SAMPLE_SALT, Hashes, assign, identity_of_rows, identity_of_values, in_folds, salted
+from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_values, in_folds
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
 from pipelines.progress import Stage
@@ -80,15 +80,18 @@ class Block:
     table: pa.Table
     identity: Hashes
     split: np.ndarray[tuple[int], np.dtype[np.int8]]
+    groups: pa.ChunkedArray | None = None
+    """The column whose groups are never split."""
 
     @property
     def places(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """What decides each train row's fold, from 0 to below 1; NaN for other rows."""
-        return np.where(self.split == 0, in_folds(salted(self.identity, SAMPLE_SALT)), np.nan)
+        return np.where(self.split == 0, in_folds(self.identity, self.groups), np.nan)
 
     def take(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Block:
         """The rows where the mask is true."""
-        return Block(self.table.filter(pa.array(mask)), self.identity[mask], self.split[mask])
+        groups = None if self.groups is None else self.groups.filter(pa.array(mask))
+        return Block(self.table.filter(pa.array(mask)), self.identity[mask], self.split[mask], groups)
 
 
 class Rows(NamedTuple):
@@ -157,7 +160,8 @@ class Reader:
                 kept = self._filter(table, predicate, counts)
                 if kept is not None:
                     table, identity = table.filter(kept), identity[kept.to_numpy(zero_copy_only=False)]
-                yield Block(table.select(self.columns), identity, self._split(table, identity, unit))
+                groups = table[self.data.split.column] if self.data.split.by == "group" and self.target is not None else None
+                yield Block(table.select(self.columns), identity, self._split(table, identity, unit), groups)
             unit.file.check_unchanged()
 
     def wanted(self, unit: Unit) -> Wanted:

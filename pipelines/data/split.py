@@ -47,9 +47,9 @@ def in_sample(identity: Hashes, share: float) -> np.ndarray[tuple[int], np.dtype
     return uniform(salted(identity, SAMPLE_SALT)) < share
 
 
-def in_folds(hashes: Hashes) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Where rows stand in [0, 1) for folds: `floor(place * folds)`; from the hash that decides the sample and is kept with it."""
-    return uniform(salted(hashes, FOLD_SALT))
+def in_folds(identity: Hashes, groups: pa.ChunkedArray | None) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Where rows stand in [0, 1) for folds (`floor(place * folds)`); rows of a group, which is never split, stand together."""
+    return uniform(salted(identity if groups is None else _of_groups(identity, groups), FOLD_SALT))
 
 
 def identity_of_rows(name_hash: int, first_row: int, rows: int) -> Hashes:
@@ -88,11 +88,15 @@ def assign(
         return _by_time(values, spec.cuts, valid > 0, test > 0)
     if spec.by == "group":
         assert values is not None
-        # A row without a group is a group of its own.
-        missing = values.is_null().to_numpy(zero_copy_only=False)
-        identity = np.where(missing, identity, identity_of_values([values]))
+        identity = _of_groups(identity, values)
     place = uniform(salted(identity, SPLIT_SALT + (spec.seed << 20)))
     return np.where(place < test, 2, np.where(place < test + valid, 1, 0)).astype(np.int8)
+
+
+def _of_groups(identity: Hashes, groups: pa.ChunkedArray) -> Hashes:
+    """The identities of the rows' groups; a row without a group is a group of its own."""
+    missing = groups.is_null().to_numpy(zero_copy_only=False)
+    return np.where(missing, identity, identity_of_values([groups]))
 
 
 def _by_time(values: pa.ChunkedArray, cuts: list[str], valid: bool, test: bool) -> np.ndarray[tuple[int], np.dtype[np.int8]]:

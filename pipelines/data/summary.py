@@ -21,7 +21,7 @@ from pipelines.data.source import Source, Unit
 from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, in_sample, salted
 from pipelines.features.passes import Key
 from pipelines.features.preprocessor import Preprocessor
-from pipelines.features.stats import NumberStatistics, Statistics, StringStatistics
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.transform import TEXT, Rows, State
 from pipelines.progress import Progress
 from pipelines.schema import Column, numbers, texts
@@ -42,6 +42,8 @@ class Summary:
     hashes: Hashes = field(default_factory=lambda: np.array([], np.uint64))
     held: dict[str, Held] = field(default_factory=dict)
     """The valid and the test rows, as far as there are some."""
+    places: Numbers = field(default_factory=lambda: np.array([], np.float64))
+    """What decides the fold of each row of the sample."""
     states: dict[Key, State] = field(default_factory=dict)
     """What steps gathered."""
 
@@ -85,7 +87,7 @@ class Summarise:
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
         summary = Summary({}, Counter(), {})
-        samples, hashes = [], []
+        samples, hashes, places = [], [], []
         for block in blocks:
             rows = np.bincount(block.split, minlength=len(SPLITS)).tolist()
             train = block if rows[0] == len(block.split) else block.take(block.split == 0)
@@ -98,11 +100,13 @@ class Summarise:
                     held={SPLITS[code]: self._held(block.take(block.split == code)) for code in (1, 2) if rows[code]},
                 )
             )
-            chosen = in_sample(train.identity, self.share)
-            samples.append(train.table.filter(pa.array(chosen)))
-            hashes.append(salted(train.identity[chosen], SAMPLE_SALT))
+            chosen = train.take(in_sample(train.identity, self.share))
+            samples.append(chosen.table)
+            hashes.append(salted(chosen.identity, SAMPLE_SALT))
+            places.append(chosen.places)
         if samples:
             summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
+            summary.places = np.concatenate(places)
         return summary
 
     def _described(self, rows: Block) -> dict[str, Statistics]:
@@ -161,9 +165,10 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
     if not tables:
         return total
     sample, hashes = pa.concat_tables(tables), np.concatenate([part.hashes for part in parts])
+    total.places = np.concatenate([part.places for part in parts])
     if len(hashes) > SAMPLE_ROWS:
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
-        sample, hashes = sample.take(pa.array(kept)), hashes[kept]
+        sample, hashes, total.places = sample.take(pa.array(kept)), hashes[kept], total.places[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
     for column in columns:
         total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])

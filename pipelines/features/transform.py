@@ -57,7 +57,7 @@ class Rows(NamedTuple):
     """What else is known of the train rows of a block, an entry per row."""
 
     places: Numbers
-    """From 0 to below 1 by the row's identity: `floor(place * folds)` is its fold. NaN for a row that is no train row."""
+    """From 0 to below 1 by the row's identity, or its group's: `floor(place * folds)` is its fold. NaN: no train row."""
     target: pa.ChunkedArray
     """The target's column, canonical and without nulls."""
 

@@ -15,7 +15,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
 
 from pipelines.artifact import Artifact
-from pipelines.data.split import SAMPLE_SALT, assign, identity_of_values, in_folds, salted
+from pipelines.data.split import assign, identity_of_values, in_folds
 from pipelines.explain import checked
 from pipelines.prepare import Prepared, prepare
 from pipelines.progress import Silent
@@ -54,7 +54,8 @@ def flights(rows: int = 5000, seed: int = 1) -> pl.DataFrame:
     missing = {
         name: pl.Series(values.tolist()).set(pl.Series(gone[:, i]), None) for i, (name, values) in enumerate(table.items())
     }
-    return pl.DataFrame({"id": np.arange(rows), **missing, "late": late})
+    tail = pl.Series([f"N{i}" if i % 20 else None for i in generator.integers(0, 300, rows)])
+    return pl.DataFrame({"id": np.arange(rows), **missing, "tail": tail, "late": late})
 
 
 def spec_of(data: Path, store: Path) -> PipelineSpec:
@@ -63,7 +64,7 @@ def spec_of(data: Path, store: Path) -> PipelineSpec:
         "data": {"source": str(data), "key": ["id"], "split": {"test": 0.2, "valid": 0.2}},
         "task": {"target": "late"},
         "features": {
-            "drop": ["temp", "dewp", "humid"],
+            "drop": ["temp", "dewp", "humid", "tail"],
             "columns": {"origin": ["index"], "dest": [{"target_mean": {"smoothing": 10.0}}]},
             "groups": GROUPS,
         },
@@ -110,7 +111,7 @@ def test_prepared_features_equal_pandas_and_scikit_learn(data: Path, tmp_path: P
     found, table = matrices(prepared), flights().to_pandas()
     identity = identity_of_values([pa.chunked_array([pa.array(table["id"])])])
     table["split"] = assign(SplitSpec(test=0.2, valid=0.2), identity, None, frozenset(), None)
-    table["place"] = in_folds(salted(identity, SAMPLE_SALT))
+    table["place"] = in_folds(identity, None)
     table["dest"] = table["dest"].fillna("missing")
     parts = [table[table["split"] == split].reset_index(drop=True) for split in range(3)]
     seen = parts[0]
@@ -140,6 +141,27 @@ def test_prepared_features_equal_pandas_and_scikit_learn(data: Path, tmp_path: P
     pd.testing.assert_frame_equal(sample, found["train"].drop(columns="late"), check_exact=True)
 
 
+def test_a_train_row_sees_no_target_of_its_group_where_groups_are_never_split(data: Path, tmp_path: Path) -> None:
+    split = {"by": "group", "column": "tail", "test": 0.2, "valid": 0.2}
+    features = {"drop": ["temp", "dewp", "humid", "origin", "tail"], "categorical": [{"target_mean": {"smoothing": 2.0}}]}
+    content = spec_of(data, tmp_path).model_dump()
+    spec = checked(PipelineSpec, content | {"data": content["data"] | {"split": split}, "features": features})
+
+    found = matrices(prepare(spec))["train"]
+
+    table = flights().to_pandas()
+    identity = identity_of_values([pa.chunked_array([pa.array(table["id"])])])
+    tails = pa.chunked_array([pa.array(table["tail"], pa.large_string(), from_pandas=True)])
+    table["fold"] = np.floor(in_folds(identity, tails) * 5)
+    table["dest"] = table["dest"].fillna("missing")
+    seen = table[assign(SplitSpec.model_validate(split), identity, tails, frozenset(), None) == 0].reset_index(drop=True)
+    assert seen.dropna(subset="tail").groupby("tail")["fold"].nunique().max() == 1
+    for fold in range(5):
+        inside, outside = seen["fold"] == fold, seen["fold"] != fold
+        expected = encoded(seen["dest"][outside], seen["late"][outside], seen["dest"][inside], 2.0)
+        np.testing.assert_allclose(found["dest"][inside], expected, rtol=1e-12)
+
+
 def test_the_artifact_makes_of_a_frame_what_the_shards_of_the_valid_split_have(data: Path, tmp_path: Path) -> None:
     done = train(spec_of(data, tmp_path), free_slots=lambda: 4.0)
 
@@ -156,7 +178,7 @@ def test_the_artifact_makes_of_a_frame_what_the_shards_of_the_valid_split_have(d
     raw = artifact.model.predict(matrix)
     answers = artifact.predict(rows)
     assert answers["probability"].to_list() == artifact.task.decode(raw)["probability"].to_pylist()
-    one_by_one = artifact.predict(rows.drop("id", "late")[:20].to_dicts())
+    one_by_one = artifact.predict(rows.drop("id", "tail", "late")[:20].to_dicts())
     assert [answer["probability"] for answer in one_by_one] == answers["probability"].to_list()[:20]
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.split import SAMPLE_SALT, assign, identity_of_rows, identity_of_values, in_folds, in_sample, salted
+from pipelines.data.split import assign, identity_of_rows, identity_of_values, in_folds, in_sample, salted
 from pipelines.spec import SplitSpec
 
 NO_OWN: frozenset[str] = frozenset()
@@ -29,15 +29,22 @@ def test_the_split_of_a_row_never_changes() -> None:
 
 
 def test_the_fold_of_a_row_never_changes() -> None:
-    folds = np.floor(in_folds(salted(identity_of_rows(42, 0, 40), SAMPLE_SALT)) * 5).astype(int)
-    assert "".join(map(str, folds)) == "2100011410211143224440340440013021200034"
+    folds = np.floor(in_folds(identity_of_rows(42, 0, 40), None) * 5).astype(int)
+    assert "".join(map(str, folds)) == "1341320040112242043422434002112020232031"
 
 
 def test_folds_are_of_one_size_and_have_nothing_to_do_with_split_and_sample() -> None:
     identity = identity_of_rows(1, 0, 200_000)
-    folds = np.floor(in_folds(salted(identity, SAMPLE_SALT)) * 5).astype(int)
+    folds = np.floor(in_folds(identity, None) * 5).astype(int)
     for rows in (slice(None), assign(SplitSpec(), identity, None, NO_OWN, None) == 0, in_sample(identity, 0.3)):
         np.testing.assert_allclose(np.bincount(folds[rows]) / len(folds[rows]), 0.2, atol=0.005)
+
+
+def test_rows_of_a_group_are_in_one_fold_and_rows_without_one_are_by_themselves() -> None:
+    tails = [None if i % 10 == 0 else f"N{i % 7}" for i in range(5000)]
+    places = in_folds(identity_of_rows(3, 0, 5000), pa.chunked_array([pa.array(tails, pa.large_string())]))
+    assert {len(set(places[np.array([tail == f"N{i}" for tail in tails])])) for i in range(7)} == {1}
+    assert len(set(places[::10])) == 500
 
 
 @given(first=st.integers(0, 10**6), cut=st.integers(1, 99))
