@@ -182,7 +182,9 @@ def test_drift_between_the_splits() -> None:
     assert report(train, test=held(0)) == []
     assert [f["severity"] for f in report(train, valid=held(0.4))] == ["low"]
     far = report(train, valid=held(0), test=held(1))
-    assert kinds_of(far) == [("drift", ["x"])] and far[0]["severity"] == "medium" and far[0]["figures"]["split"] == "test"
+    assert kinds_of(far) == [("drift", ["x"])] and far[0]["severity"] == "medium" and set(far[0]["figures"]["psi"]) == {"test"}
+    both = report(train, valid=held(1), test=held(2))
+    assert kinds_of(both) == [("drift", ["x"])] and set(both[0]["figures"]["psi"]) == {"valid", "test"}
     assert kinds_of(report(train, test=held(0, categories=5))) == [("drift", ["c"])]
     assert report(train, test=held(0, rows=30)) == []  # chance
     target = report(train, test={**held(0), "y": coins(1000) & (noise(1000) > 0)})
