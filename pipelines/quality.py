@@ -230,22 +230,22 @@ def outliers(features: Sequence[Column], columns: Mapping[str, Statistics]) -> I
 
 def drifts(features: Sequence[Column], summary: Summary, task: Task, split: SplitSpec) -> Iterator[Finding]:
     """Columns, and the target, that are distributed otherwise in valid or test than in train (population stability index)."""
+    found: dict[str, dict[str, float]] = {}
+    # What the rows were split by differs on purpose, and so does every date where that was a time.
+    compared = [c.name for c in features if c.name != split.column and not (split.by == "time" and c.kind == "datetime")]
     for other, held in summary.held.items():
-        pairs = {
-            column.name: (summary.columns[column.name], held.columns[column.name])
-            for column in features
-            # What the rows were split by differs on purpose, and so does every date where that was a time.
-            if column.name != split.column and not (split.by == "time" and column.kind == "datetime")
-        }
-        counted = {name: _counted(*pair) for name, pair in pairs.items()}
+        counted = {name: _counted(summary.columns[name], held.columns[name]) for name in compared}
         if summary.sample is not None:
             counted[task.target] = _counted(*(_of_target(task, table) for table in (summary.sample, held.sample[0])))
-        for name, (train, found) in counted.items():
-            index, chance = psi(train, found)
+        for name, counts in counted.items():
+            index, chance = psi(*counts)
             if index >= max(PSI_LOW, chance):
-                severity: Severity = "medium" if index >= PSI_HIGH else "low"
-                message = f"differs between train and {other} (PSI {index:.2f})"
-                yield Finding("drift", severity, [name], message, {"split": other, "psi": round(index, 6), "worth": index})
+                found.setdefault(name, {})[other] = round(index, 6)
+    for name, indices in found.items():
+        worst = max(indices.values())
+        listed = ", ".join(f"{other} (PSI {index:.2f})" for other, index in sorted(indices.items(), key=lambda pair: -pair[1]))
+        severity: Severity = "medium" if worst >= PSI_HIGH else "low"
+        yield Finding("drift", severity, [name], f"differs from train in {listed}", {"psi": indices, "worth": worst})
 
 
 def psi(train: Numbers, other: Numbers) -> tuple[float, float]:

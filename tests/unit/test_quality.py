@@ -136,6 +136,14 @@ def test_leaks_of_a_number_and_of_many_classes() -> None:
     assert kinds_of(found) == [("leak", ["x"])]
 
 
+def test_the_length_of_a_sales_call_is_near_the_line() -> None:
+    bank = pl.read_parquet(Path(__file__).parents[1] / "data/bank.parquet").to_dict(as_series=False)
+    task = Task(type="binary", target="y", target_type="string", classes=["no", "yes"])
+    [found] = [finding for finding in report(bank, task) if finding["kind"] in ("leak", "strong column")]
+    assert (found["kind"], found["columns"], found["severity"]) == ("strong column", ["duration"], "low")
+    assert NEAR_AUC < found["figures"]["auc"] < LEAK_AUC
+
+
 def test_rare_categories_and_small_tables_are_no_leaks() -> None:
     many = [f"c{i}" for i in np.random.default_rng(2).integers(0, 3000, ROWS).tolist()]  # each has a row or two
     assert kinds_of(report({"y": coins(), "x": many, "n": noise()})) == []
@@ -182,7 +190,9 @@ def test_drift_between_the_splits() -> None:
     assert report(train, test=held(0)) == []
     assert [f["severity"] for f in report(train, valid=held(0.4))] == ["low"]
     far = report(train, valid=held(0), test=held(1))
-    assert kinds_of(far) == [("drift", ["x"])] and far[0]["severity"] == "medium" and far[0]["figures"]["split"] == "test"
+    assert kinds_of(far) == [("drift", ["x"])] and far[0]["severity"] == "medium" and set(far[0]["figures"]["psi"]) == {"test"}
+    both = report(train, valid=held(1), test=held(2))
+    assert kinds_of(both) == [("drift", ["x"])] and set(both[0]["figures"]["psi"]) == {"valid", "test"}
     assert kinds_of(report(train, test=held(0, categories=5))) == [("drift", ["c"])]
     assert report(train, test=held(0, rows=30)) == []  # chance
     target = report(train, test={**held(0), "y": coins(1000) & (noise(1000) > 0)})
