@@ -146,27 +146,23 @@ def print_cache(found: list[Entry], out: Output) -> None:
     """Print a line per folder of the cache, the oldest first."""
     found = sorted(found, key=lambda entry: entry.changed)
     content = [
-        {
-            "key": entry.key,
-            "path": str(entry.folder),
-            "complete": entry.manifest is not None,
-            "bytes": entry.bytes,
-            "rows": entry.rows,
-        }
+        {"key": entry.key, "path": str(entry.folder), "holds": entry.holds, "bytes": entry.bytes, "rows": entry.rows}
         | ({"name": entry.manifest["name"], "made": entry.manifest["made"]} if entry.manifest else {})
         for entry in found
     ]
     rows = [
         [
             entry.key,
-            entry.manifest["name"] if entry.manifest else "(not complete)",
-            f"{sum(entry.rows.values()):,}",
+            entry.manifest["name"] if entry.manifest else "-",
+            entry.holds,
+            f"{sum(entry.rows.values()):,}" if entry.rows else "-",
             size(entry.bytes),
             when(entry.changed),
         ]
         for entry in found
     ]
-    out.result({"entries": content}, table(["KEY", "NAME", "ROWS", "SIZE", "WRITTEN"], rows) if rows else ["the cache is empty"])
+    head = ["KEY", "NAME", "HOLDS", "ROWS", "SIZE", "WRITTEN"]
+    out.result({"entries": content}, table(head, rows) if rows else ["the cache is empty"])
 
 
 def print_pruned(gone: list[tuple[str, str, int]], out: Output) -> None:

@@ -26,6 +26,7 @@ MANIFEST: Final = "manifest.json"
 CODE: Final = ("data", "features", "errors", "expressions", "parsing", "prepare", "profiles", "quality", "schema", "tasks")
 """The modules of `pipelines` that decide what prepared data looks like; any change of them is a new version."""
 LIBRARIES: Final = ("numpy", "pandas", "polars", "pyarrow")
+STATISTICS: Final = "statistics"
 KILLED: Final = "left by a run that was killed"
 LEFT_AFTER_S: Final = 3600
 """What is incomplete and has not been written to for this long belongs to nobody who still runs."""
@@ -73,8 +74,13 @@ class Entry:
         return self.folder.name
 
     @property
+    def holds(self) -> str:
+        """shards, statistics, or what is not complete."""
+        return "not complete" if self.manifest is None else str(self.manifest.get("kind", "shards"))
+
+    @property
     def rows(self) -> dict[str, int]:
-        splits = self.manifest["splits"] if self.manifest else {}
+        splits = self.manifest.get("splits", {}) if self.manifest else {}
         return {split: sum(rows for _, rows in shards) for split, shards in splits.items()}
 
     @classmethod
@@ -87,7 +93,7 @@ class Entry:
             manifest,
             sum(info.size or 0 for _, info in infos),
             max((info.mtime_ns or 0 for _, info in infos), default=0) / 1e9,
-            sorted(folders - {manifest["shards"]}) if manifest else [],
+            sorted(folders - {manifest.get("shards")}) if manifest else [],
         )
 
 
@@ -96,8 +102,13 @@ def address_of(
 ) -> Address:
     """Return the address of what is made from a source (see `Source.fingerprint`) with these chains, settings and this code."""
     features = {**chains, **({"groups": {name: group.model_dump() for name, group in groups.items()}} if groups else {})}
-    code = {**_code(), **_named_code([*chains.values(), *(group.steps for group in groups.values())])}
+    code = code_of([*chains.values(), *(group.steps for group in groups.values())])
     return Address({"source": dict(fingerprint), "features": features, **settings, "code": code})
+
+
+def code_of(chains: Sequence[Chain]) -> dict[str, str]:
+    """The versions of the code that makes prepared data, and of a user's own steps in these chains."""
+    return {**_code(), **_named_code(chains)}
 
 
 def cache_of(store: str) -> Folder:
@@ -117,7 +128,11 @@ def explain(store: str, address: Address, name: str) -> str:
     folder = cache_of(store) / address.key
     if folder.exists(MANIFEST):
         return f"hit: prepared {_made(folder.read_json(MANIFEST))} from the same files and settings"
-    others = [entry.manifest for entry in entries(store) if entry.manifest and entry.manifest["name"] == name]
+    others = [
+        entry.manifest
+        for entry in entries(store)
+        if entry.manifest and entry.holds == "shards" and entry.manifest["name"] == name
+    ]
     if not others:
         return f"miss: nothing is prepared for '{name}' in {cache_of(store)}"
     words, nearest = min(

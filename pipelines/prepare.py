@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cache import MANIFEST, Address, address_of, cache_of, explain
+from pipelines.cache import MANIFEST, STATISTICS, Address, address_of, cache_of, code_of, explain
 from pipelines.data.cuts import time_cuts
 from pipelines.data.infer import with_kinds
+from pipelines.data.kept import load as load_kept
+from pipelines.data.kept import save as save_kept
 from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
@@ -133,8 +135,9 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
     seen = [column for column in schema.columns if column in columns or column.name in inputs]
     reader = Reader.of(source, raw, spec.data, {column.name for column in seen} | {target.name}, target.name)
-    reader = _with_cuts(spec, source, reader, progress)
-    summary, read = summarise(source, reader, seen, Preprocessor.unfitted(columns, chains, spec.features.groups), progress)
+    reader, summary, read = _look(
+        spec, source, reader, seen, Preprocessor.unfitted(columns, chains, spec.features.groups), progress
+    )
     _check_rows(spec, summary, read)
     task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
     identifiers = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)}
@@ -260,6 +263,40 @@ def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str
         named=sorted(spec.features.columns),  # these stay features, whatever they turn out to be
         schema={column.name: column.model_dump(exclude={"name"}) for column in schema.columns},
     )
+
+
+def _look(
+    spec: PipelineSpec, source: Source, reader: Reader, seen: list[Column], unfitted: Preprocessor, progress: Progress
+) -> tuple[Reader, Summary, Counts]:
+    """Return the statistics of all columns, and the reader with the cuts of a time split; kept ones, if there are some.
+
+    They depend on less than the prepared data: another chain of the same columns needs no second look.
+    """
+    place = Address(
+        {
+            "statistics": True,
+            "source": source.fingerprint(),
+            "data": spec.data.model_dump(exclude={"source"}),
+            "target": spec.task.target,
+            "columns": [column.model_dump() for column in seen],
+            "gathers": [
+                [list(key), wanted.step.name, wanted.step.params.model_dump(), wanted.slots]
+                for key, wanted in unfitted.wanted.items()
+            ],
+            "code": code_of([]),
+        }
+    )
+    folder = cache_of(spec.store) / place.key
+    if folder.exists(MANIFEST):
+        progress.note("statistics of an earlier run are used again: the rows and columns are the same")
+        cuts, summary, read = load_kept(folder)
+        data = spec.data.model_copy(update={"split": spec.data.split.model_copy(update={"cuts": cuts})})
+        return replace(reader, data=data), summary, read
+    reader = _with_cuts(spec, source, reader, progress)
+    summary, read = summarise(source, reader, seen, unfitted, progress)
+    save_kept(folder, (reader.data.split.cuts, summary, read))
+    folder.write_json(MANIFEST, {"kind": STATISTICS, "name": spec.name, "made": time.time(), "address": place.parts})
+    return reader, summary, read
 
 
 def _with_cuts(spec: PipelineSpec, source: Source, reader: Reader, progress: Progress) -> Reader:

@@ -68,7 +68,7 @@ def test_a_prepare_that_was_killed_is_not_taken_for_complete(tmp_path: Path) -> 
     process.communicate(timeout=60)
 
     listed = start("cache", "list", "--json", folder=tmp_path).communicate(timeout=60)[0]
-    assert [entry["complete"] for entry in json.loads(listed)["entries"]] == [False]
+    assert sorted(entry["holds"] for entry in json.loads(listed)["entries"]) == ["not complete", "statistics"]
     again = start("prepare", "--json", *words, folder=tmp_path)
     out, err = again.communicate(timeout=240)
 

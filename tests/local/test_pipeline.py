@@ -421,3 +421,26 @@ def test_two_runs_at_once_prepare_the_same_data_without_harm(data: Path, tmp_pat
     for prepared in (first, second, prepare(spec_of(data, tmp_path))):
         for split, shards in prepared.shards.splits.items():
             assert sum(len(y) for s in shards for _, y in prepared.shards.read(Range(s.file, 0, s.rows))) == prepared.rows[split]
+
+
+def test_other_features_of_the_same_rows_need_no_second_look(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spec(store: Path, numeric: list[Any]) -> PipelineSpec:
+        groups = {"both": {"columns": ["age", "visits"], "steps": ["impute", {"pca": {"components": 2}}]}}
+        columns = {"city": [["index"], ["target_mean"]]}
+        split = {"by": "time", "column": "seen", "test": 0.2, "valid": 0.2}
+        features = {"numeric": numeric, "groups": groups, "columns": columns}
+        return spec_of(data, store, features=features, data={"split": split})
+
+    prepare(spec(tmp_path / "used", []))
+    fresh = prepare(spec(tmp_path / "fresh", ["impute", "quantile"]))
+    monkeypatch.setattr("pipelines.prepare.summarise", None)
+    monkeypatch.setattr("pipelines.prepare.time_cuts", None)
+    again = prepare(spec(tmp_path / "used", ["impute", "quantile"]))
+
+    for part in ("preprocessor.json", "profile.json", "quality.json", "schema.json", "task.json"):
+        assert again.folder.read_bytes(part) == fresh.folder.read_bytes(part), part
+    assert (again.cuts, again.read, again.dropped) == (fresh.cuts, fresh.read, fresh.dropped)
+    for split, shards in fresh.shards.splits.items():
+        for ours, theirs in zip(shards, again.shards.splits[split], strict=True):
+            files = [Path(str(prepared.shards.folder)) / shard.file for prepared, shard in ((fresh, ours), (again, theirs))]
+            assert files[0].read_bytes() == files[1].read_bytes()

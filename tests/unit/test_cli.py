@@ -307,8 +307,8 @@ def test_the_cache_is_listed_and_pruned(call: Callable[..., Ended]) -> None:
     keep(Path("runs"), address(), name="flights", made=0)
 
     listed = call("cache", "list").out.splitlines()
-    assert listed[1].split()[:3] == [address().key, "flights", "10"]
-    assert json.loads(call("cache", "list", "--json").out)["entries"][0]["complete"] is True
+    assert listed[1].split()[:4] == [address().key, "flights", "shards", "10"]
+    assert json.loads(call("cache", "list", "--json").out)["entries"][0]["holds"] == "shards"
     assert call("cache", "prune").out == "nothing to delete\n"
     assert "prepared 1970-01-01" in call("cache", "prune", "--days", "30").out
     assert call("cache", "list").out == "the cache is empty\n"
