@@ -39,7 +39,10 @@ def open_location(location: str) -> tuple[pa.fs.FileSystem, str]:
 
 def check_no_secret(location: str) -> None:
     """Raise `SpecError` for a URI with a password in it, before it stands in any file or message."""
-    address = urllib.parse.urlsplit(location)
+    try:
+        address = urllib.parse.urlsplit(location)
+    except ValueError as error:  # the text is not repeated: it may hold a password
+        raise SpecError(f"a {location.partition('://')[0]}:// URI is none: {error}; expected scheme://host/path") from error
     if address.password is not None or SECRETS & urllib.parse.parse_qs(address.query).keys():
         raise SpecError(
             f"the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and set it on "

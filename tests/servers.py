@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -149,3 +152,44 @@ def s3(folder: Path, *, unchecked: int | None = None) -> Iterator[S3]:
         yield S3(port, process)
     finally:
         end(process)
+
+
+class CuttingProxy(socketserver.ThreadingTCPServer):
+    """Hands bytes on to a port and back; once `left` bytes of answers are through, every connection is cut."""
+
+    daemon_threads = True
+
+    def __init__(self, target: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handing)
+        self.target, self.left = target, 1 << 40
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Handing(socketserver.BaseRequestHandler):
+    server: CuttingProxy
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.target)) as upstream, contextlib.suppress(OSError):
+            while True:
+                for ready in select.select([self.request, upstream], [], [])[0]:
+                    content = ready.recv(16384)
+                    if ready is upstream:
+                        self.server.left -= len(content)
+                    if not content or self.server.left <= 0:
+                        return
+                    (self.request if ready is upstream else upstream).sendall(content)
+
+
+@contextlib.contextmanager
+def cutting_proxy(target: int) -> Iterator[CuttingProxy]:
+    with CuttingProxy(target) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+            thread.join()

@@ -98,9 +98,10 @@ class explained:  # noqa: N801  # used as a verb: with explained(file)
         except DataError as changed:
             raise changed from error
         if not isinstance(error, DataError):
-            raise DataError(
-                f"{self._file.path}: cannot be read: {one_line(error)}; replace the file or take it out of data.source"
-            ) from error
+            remedy = "replace the file or take it out of data.source"
+            if isinstance(error, OSError) and not isinstance(self._file.filesystem, pa.fs.LocalFileSystem):
+                remedy = "check the file and the connection, and run again"
+            raise DataError(f"{self._file.path}: cannot be read: {one_line(error)}; {remedy}") from error
 
 
 def find(location: str, split: str | None) -> list[File]:

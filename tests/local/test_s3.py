@@ -24,7 +24,7 @@ from pipelines.prepare import prepare
 from pipelines.spec import DataSpec
 from pipelines.storage import Folder
 from tests.local.test_pipeline import people, spec_of
-from tests.servers import S3, s3
+from tests.servers import S3, cutting_proxy, s3
 from tests.unit.test_formats import blocks_of
 
 SOON_S = 60  # a store that is gone is told within this time
@@ -123,14 +123,33 @@ def user_of(server: S3) -> tuple[str, str]:
     return key[1], secret[1]
 
 
+def large(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    frame = pl.DataFrame({f"c{i}": np.random.default_rng(i).random(200_000) for i in range(4)})
+    frame.write_parquet(folder / "a.parquet", row_group_size=20_000)
+    return folder
+
+
+def test_a_connection_that_is_cut_while_rows_come_is_one_sentence_soon(server: S3, tmp_path: Path) -> None:
+    upload(server, large(tmp_path), "proxied")
+    with cutting_proxy(server.port) as proxy:
+        data = DataSpec(source=S3(proxy.port, server.process).uri("proxied/data"))
+        source = Source.open(data)
+        reader = Reader.of(source, infer_schema(source, data), data, {"c1"}, None)
+        assert sum(block.table.num_rows for block in reader.blocks(source.units[0], Counts())) == 200_000
+        proxy.left = 400_000  # of 1.6 MB
+        started = time.monotonic()
+        with pytest.raises(
+            DataError, match=r"proxied/data/a\.parquet: cannot be read: .*; check the file and the conn"
+        ) as caught:
+            list(reader.blocks(source.units[0], Counts()))
+    assert "\n" not in str(caught.value) and time.monotonic() - started < SOON_S
+
+
 def test_a_server_that_ends_in_the_middle_is_one_sentence_soon(tmp_path: Path) -> None:
-    pl.DataFrame({f"c{i}": np.random.default_rng(i).random(200_000) for i in range(4)}).write_parquet(
-        tmp_path / "a.parquet", row_group_size=20_000
-    )
-    (tmp_path / "data").mkdir()
-    (tmp_path / "a.parquet").rename(tmp_path / "data" / "a.parquet")
     with s3(tmp_path) as server:
-        upload(server, tmp_path / "data", "cut")
+        upload(server, large(tmp_path), "cut")
         data = DataSpec(source=server.uri("cut/data"))
         source = Source.open(data)
         reader = Reader.of(source, infer_schema(source, data), data, {"c1"}, None)
@@ -149,6 +168,7 @@ def test_a_server_that_ends_in_the_middle_is_one_sentence_soon(tmp_path: Path) -
     ("uri", "message"),
     [
         ("s3://me:hunter2@bucket/data", "the s3:// URI holds a password.*AWS_SECRET_ACCESS_KEY"),
+        ("s3://me:hunter2@[bucket/data", "a s3:// URI is none: Invalid IPv6 URL; expected scheme://host/path"),
         ("abc://bucket/data", "'abc://bucket/data' cannot be opened: Unrecognized filesystem type"),
         ("s3://bucket/data?colour=red", "cannot be opened: Unexpected query parameter in S3 URI"),
         ("hdfs://127.0.0.1:1/x", "'hdfs://127.0.0.1:1/x' cannot be "),
