@@ -49,8 +49,8 @@ def check_no_secret(location: str, where: str = "") -> None:
         ) from error
     if address.password is not None or SECRETS & urllib.parse.parse_qs(address.query).keys():
         raise SpecError(
-            f"{where}the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and set it "
-            "on every node as its client reads it (PGPASSWORD or ~/.pgpass; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; ...)"
+            f"{where}the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and "
+            "set it on every node as its client reads it (PGPASSWORD or ~/.pgpass; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
 
 
