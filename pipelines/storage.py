@@ -37,16 +37,20 @@ def open_location(location: str) -> tuple[pa.fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def check_no_secret(location: str) -> None:
-    """Raise `SpecError` for a URI with a password in it, before it stands in any file or message."""
+def check_no_secret(location: str, where: str = "") -> None:
+    """Raise `SpecError` for a URI with a password in it, before it stands anywhere; `where` begins the sentence."""
+    if "://" not in location:
+        return
     try:
         address = urllib.parse.urlsplit(location)
     except ValueError as error:  # the text is not repeated: it may hold a password
-        raise SpecError(f"a {location.partition('://')[0]}:// URI is none: {error}; expected scheme://host/path") from error
+        raise SpecError(
+            f"{where}a {location.partition('://')[0]}:// URI is none: {error}; expected scheme://host/path"
+        ) from error
     if address.password is not None or SECRETS & urllib.parse.parse_qs(address.query).keys():
         raise SpecError(
-            f"the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and set it on "
-            "every node as its client reads it (PGPASSWORD or ~/.pgpass; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; ...)"
+            f"{where}the {address.scheme}:// URI holds a password, which spec.yaml and messages would show; take it out and "
+            "set it on every node as its client reads it (PGPASSWORD or ~/.pgpass; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
 
 

@@ -106,6 +106,7 @@ class explained:  # noqa: N801  # used as a verb: with explained(file)
 
 def find(location: str, split: str | None) -> list[File]:
     """List the files of a location, sorted by name; a database is one. Raises `DataError` where there are none."""
+    check_no_secret(location, "data.source: ")
     if is_database(location):
         return [_database(location, split)]
     filesystem, path = open_location(location)
@@ -147,7 +148,6 @@ def is_database(location: str) -> bool:
 
 
 def _database(location: str, split: str | None) -> File:
-    check_no_secret(location)
     return File(None, location, "query", 0, 0, split)
 
 

@@ -146,7 +146,7 @@ def test_a_query_is_missing_or_a_file_is_no_database(tmp_path: Path, path: Path)
 
 @pytest.mark.parametrize("uri", ["postgresql://me:hunter2@host/db", "postgresql://me@host/db?password=hunter2"])
 def test_a_password_is_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(SpecError, match="URI holds a password.*PGPASSWORD") as caught:
+    with pytest.raises(SpecError, match="data.source: the postgresql:// URI holds a password.*PGPASSWORD") as caught:
         Source.open(DataSpec(source=uri, key=["id"], options={"query": "SELECT 1"}))
     assert "hunter2" not in str(caught.value)
 
