@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,3 +77,18 @@ def test_a_prepare_that_was_killed_is_not_taken_for_complete(tmp_path: Path) -> 
     assert again.returncode == 0, err
     assert json.loads(out)["reused"] is False and sum(json.loads(out)["rows"].values()) == 327_346
     assert "cache miss: nothing is prepared for 'flights'" in err
+
+
+def test_two_runs_at_once_prepare_the_same_data_without_harm(tmp_path: Path) -> None:
+    words = [str(ROOT / "examples/flights/flights.yaml"), "--json", "--set", f"data.source={ROOT / 'examples/flights/data'}"]
+    both = [start("prepare", *words, folder=tmp_path) for _ in range(2)]
+    ended = [(process, *process.communicate(timeout=240)) for process in both]
+
+    assert [process.returncode for process, _, _ in ended] == [0, 0], ended
+    results = [json.loads(out) for _, out, _ in ended]
+    assert results[0]["path"] == results[1]["path"] and results[0]["rows"] == results[1]["rows"]
+    folder = Path(results[0]["path"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for split, shards in manifest["splits"].items():
+        rows = [pq.ParquetFile(folder / manifest["shards"] / file).metadata.num_rows for file, _ in shards]
+        assert rows == [rows for _, rows in shards] and sum(rows) == results[0]["rows"][split]

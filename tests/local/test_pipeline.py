@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
 import signal
@@ -411,16 +410,6 @@ def test_buckets_keep_equal_values_together_and_lose_no_row(data: Path, tmp_path
         by_bucket.setdefault(name, set()).update(rows(bucketed, [shard])[:, city].tolist())
     found = list(by_bucket.values())
     assert all(not (one & two) for i, one in enumerate(found) for two in found[i + 1 :])
-
-
-def test_two_runs_at_once_prepare_the_same_data_without_harm(data: Path, tmp_path: Path) -> None:
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        first, second = [future.result() for future in [pool.submit(prepare, spec_of(data, tmp_path)) for _ in range(2)]]
-
-    assert first.path == second.path and first.rows == second.rows
-    for prepared in (first, second, prepare(spec_of(data, tmp_path))):
-        for split, shards in prepared.shards.splits.items():
-            assert sum(len(y) for s in shards for _, y in prepared.shards.read(Range(s.file, 0, s.rows))) == prepared.rows[split]
 
 
 def test_other_features_of_the_same_rows_need_no_second_look(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
