@@ -6,10 +6,11 @@ the small results travel. Measured: left to itself Ray Data cuts each task's out
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import ray
@@ -23,6 +24,9 @@ from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.data.read import Each, Reader
+
+
+LIMITS_S: Final = 0.05
 
 
 class UnitDatasource(Datasource):
@@ -50,6 +54,31 @@ class UnitDatasource(Datasource):
             )
             for units in self.tasks
         ]
+
+
+def start_ahead() -> None:
+    """Start the two actors that each Ray has for Ray Data: their processes take a second or two, in which other work can be done."""
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
+
+
+@contextlib.contextmanager
+def prompt_limits() -> Iterator[None]:
+    """Let Ray Data learn at once how many slots it has.
+
+    It asks once a second, and the first answers of an execution are "none yet": for one to two seconds one task runs at a time.
+    """
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S
+    try:
+        yield
+    finally:
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = before
 
 
 def read_units(shared: ObjectRef[tuple[Reader, Each]], units: list[Unit]) -> Iterator[pa.Table]:

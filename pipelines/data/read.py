@@ -29,7 +29,7 @@ from pipelines.spec import DataSpec
 from pipelines.storage import one_line
 
 BLOCK_BYTES = 16 << 20
-TASK_BYTES = 64 << 20
+TASK_BYTES = 256 << 20  # Ray Data looks ten times a second for what has ended: each task costs its slot that long
 MIN_TASK_BYTES = 4 << 20
 MAX_TASKS = 2000
 
@@ -292,19 +292,20 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     """
     import ray.data
 
-    from pipelines.data.dataset import UnitDatasource
+    from pipelines.data.dataset import UnitDatasource, prompt_limits
 
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = group_units(source.units, slots)
     # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
     shared = ray.put((reader, each))
     dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
-            result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
-            if isinstance(result, UserError):
-                raise result
-            yield source.units[index], result, counts
+    with prompt_limits():
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
+                result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
+                if isinstance(result, UserError):
+                    raise result
+                yield source.units[index], result, counts
 
 
 def in_order(results: Iterable[tuple[Unit, Any, Counts]], stage: Stage, total: Counts | None = None) -> Iterator[Any]:
