@@ -114,10 +114,7 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so. Writes below
     STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
-    from pipelines.data.dataset import start_ahead  # with it comes Ray Data, which a command that only reads a Spec does without
-
     started = time.monotonic()
-    start_ahead()
     source = Source.open(spec.data)
     if source.num_pruned:
         progress.note(f"data.where leaves out {source.num_pruned} files by their folders' names: they are not opened")

@@ -56,15 +56,6 @@ class UnitDatasource(Datasource):
         ]
 
 
-def start_ahead() -> None:
-    """Start the two actors that each Ray has for Ray Data: their processes take a second or two, in which other work can be done."""
-    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-    from ray.data._internal.stats import get_or_create_stats_actor
-
-    get_or_create_stats_actor()
-    get_or_create_autoscaling_coordinator()
-
-
 @contextlib.contextmanager
 def prompt_limits() -> Iterator[None]:
     """Let Ray Data learn at once how many slots it has.
@@ -74,7 +65,7 @@ def prompt_limits() -> Iterator[None]:
     from ray.data._internal.execution.resource_manager import ResourceManager
 
     before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S  # type: ignore[assignment]  # a whole second by itself
     try:
         yield
     finally:
