@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import re
 import shutil
@@ -51,8 +52,10 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def end_threads(kept: list[threading.Thread]) -> None:
     """End the threads that still use Ray, all but `kept`: a call after Ray's shutdown ends the process on the spot, with 1.
 
-    Ray Data leaves a parked `Prefetcher` behind for each dataset; it does not wake up again.
+    Ray Data leaves a parked `Prefetcher` behind for each dataset; it does not wake up again. Forgotten executions go first:
+    collected later, they call a Ray that is gone, and Ray starts a new one for them.
     """
+    gc.collect()
     executor = getattr(sys.modules.get("ray.data._internal.execution.streaming_executor"), "StreamingExecutor", ())
     ours = [thread for thread in threading.enumerate() if thread not in (*kept, threading.current_thread())]
     ours = [thread for thread in ours if thread.name != "Prefetcher"]

@@ -6,6 +6,7 @@ split. It is a plain value, sent to wherever a unit is read. `stream` runs a fun
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -299,8 +300,9 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
     shared = ray.put((reader, each))
     dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
-    with prompt_limits():
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with prompt_limits(), contextlib.closing(batches):  # an error's traceback would hold the execution beyond the end of its Ray
+        for batch in batches:
             for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
                 result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
                 if isinstance(result, UserError):
