@@ -17,7 +17,7 @@ from pipelines.data.infer import with_kinds
 from pipelines.data.kinds import infer_kinds
 from pipelines.data.read import BLOCK_BYTES, Reader
 from pipelines.data.source import Source, locations_of
-from pipelines.data.summary import SAMPLE_ROWS, statistics_of, with_sample
+from pipelines.data.summary import SAMPLE_ROWS, statistics_of
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
 from pipelines.expressions import Derivation
@@ -205,7 +205,7 @@ def _first_rows(
         }
     )
     table = Derivation(expressions=spec.data.derive).apply(table)
-    statistics = {column.name: with_sample(statistics_of(column, table[column.name]), table[column.name]) for column in columns}
+    statistics = {column.name: statistics_of(column, table[column.name]) for column in columns}
     try:
         fitted = Preprocessor.fit(columns, chains, statistics, groups=spec.features.groups)
         features = len(fitted.features) + len(fitted.wanted)  # steps that need a pass of their own make one at least

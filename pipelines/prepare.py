@@ -16,11 +16,12 @@ from pipelines.data.infer import with_kinds
 from pipelines.data.kept import load as load_kept
 from pipelines.data.kept import save as save_kept
 from pipelines.data.kinds import Inference, infer_kinds
-from pipelines.data.prepared import Shard, Shards, WriteShards, to_table
+from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.data.read import Counts, Reader, in_order, stream
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS
 from pipelines.data.summary import Summary, gather, summarise
+from pipelines.data.writing import Encodings, WriteShards
 from pipelines.errors import DataError, SpecError
 from pipelines.explain import dotted
 from pipelines.expressions import Derivation
@@ -378,8 +379,15 @@ def _write(
     for split in SPLITS:
         (shards_folder / split).create()
     reader = reader.only({*reader.columns, *spec.prepare.bucket_by})
+    assert summary.sample is not None
+    matrix = preprocessor.transform(summary.sample, summary.places)
+    sample = to_table([*matrix, task.encode(summary.sample[task.target])])
+    encodings = Encodings.of(sample)
+    with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
+        pq.write_table(sample, file, compression=encodings.compression, use_dictionary=encodings.dictionary)
+    each = WriteShards(shards_folder, preprocessor, task, spec.prepare, encodings)
     with progress.stage("transform", total=source.rows) as stage:
-        found = list(in_order(stream(source, reader, WriteShards(shards_folder, preprocessor, task, spec.prepare)), stage))
+        found = list(in_order(stream(source, reader, each), stage))
     splits = {
         split: [
             placed.shard
@@ -387,9 +395,5 @@ def _write(
         ]
         for split in SPLITS
     }
-    assert summary.sample is not None
-    matrix = preprocessor.transform(summary.sample, summary.places)
-    with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
-        pq.write_table(to_table(matrix, task.encode(summary.sample[task.target])), file, compression="lz4")
     features: list[Feature] = preprocessor.features
     return Shards(shards_folder, features, splits)

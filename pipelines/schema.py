@@ -7,11 +7,10 @@ Artifact and every row of a request is brought into this form by the functions b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.errors import DataError, did_you_mean
 from pipelines.parsing import TextForm, parse
@@ -26,6 +25,9 @@ ARROW: dict[Type, pa.DataType] = {
     "string": pa.large_string(),
     "timestamp": pa.timestamp("us"),  # UTC
 }
+
+ENCODED_TEXTS: Final = pa.dictionary(pa.int32(), pa.string())
+"""How a reader may hand on a column of texts: each different one once and no null among them (`encoded`)."""
 
 KIND_OF_TYPE: dict[Type, Kind] = {
     "int64": "numeric",
@@ -172,13 +174,44 @@ def texts(values: pa.ChunkedArray) -> pa.Array:
     """The values of a categorical column as `large_string`; anything but text goes through `category_text`."""
     if values.type == pa.large_string():
         return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    found = encoded(values)
+    return found.dictionary.cast(pa.large_string()).take(found.indices)
+
+
+def encoded(values: pa.ChunkedArray) -> pa.DictionaryArray:
+    """The same with each different text once, as int32 indices of a string or large_string dictionary.
+
+    Null is missing; the dictionary has no null, and may have texts that no value has.
+    """
+    parts = encoded_parts(values)
+    return parts[0] if len(parts) == 1 else pa.chunked_array(parts, parts[0].type if parts else ENCODED_TEXTS).combine_chunks()
+
+
+def encoded_parts(values: pa.ChunkedArray) -> list[pa.DictionaryArray]:
+    """The same in parts, each with a dictionary of its own: to make one dictionary of several takes time."""
+    if pa.types.is_dictionary(values.type):
+        return [chunk if len(chunk.dictionary) <= len(chunk) else _encoded(chunk.dictionary_decode()) for chunk in values.chunks]
+    if values.type == pa.large_string():
+        return [_encoded(chunk) for chunk in values.chunks]
     if pa.types.is_timestamp(values.type):
         values = values.cast(pa.int64())
-    encoded = pc.dictionary_encode(values.combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    distinct = [None if value is None or value != value else category_text(value) for value in encoded.dictionary.to_pylist()]
-    return pc.take(pa.array(distinct, pa.large_string()), encoded.indices)
+    found = _encoded(values.combine_chunks())
+    distinct = [None if value is None or value != value else category_text(value) for value in found.dictionary.to_pylist()]
+    again = _encoded(pa.array(distinct, pa.large_string()))  # 1 and 1.0 have one text, NaN has none
+    return [pa.DictionaryArray.from_arrays(again.indices.take(found.indices), again.dictionary)]
+
+
+def _encoded(values: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+    found = values.dictionary_encode()
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def decoded(table: pa.Table) -> pa.Table:
+    """The table with all texts written out."""
+    for i, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(i, table.column_names[i], pa.chunked_array([texts(column)], pa.large_string()))
+    return table
 
 
 def numbers(values: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -25,7 +25,7 @@ from pipelines.data.split import Hashes, assign, identity_of_rows, identity_of_v
 from pipelines.errors import DataError, UserError
 from pipelines.expressions import Derivation, Predicate
 from pipelines.progress import Stage
-from pipelines.schema import ARROW, Schema, canonical_type, cast
+from pipelines.schema import ARROW, ENCODED_TEXTS, Schema, canonical_type, cast
 from pipelines.spec import DataSpec
 from pipelines.storage import one_line
 
@@ -143,6 +143,15 @@ class Reader:
         return [name for name in self.raw.names if name in needed]
 
     @property
+    def encoded(self) -> frozenset[str]:
+        """The columns of texts that only transforms look at: a block may have each different text once (`schema.encoded`)."""
+        if not self.format.encodes:
+            return frozenset()
+        names = set(self.columns) - self._filter_columns() - set(self.data.key) - set(self.data.derive)
+        names -= self._derivation.needs(set(self.data.derive))
+        return frozenset(name for name in self.raw.names if name in names and self.raw[name].kind == "categorical")
+
+    @property
     def block_rows(self) -> int:
         """A function of the Schema alone: block borders must not depend on the machine."""
         return int(np.clip(BLOCK_BYTES // (12 * max(1, len(self.raw.columns))), 1024, 131072))
@@ -171,7 +180,7 @@ class Reader:
         # Where the folders' names say all that is needed, some column tells how many rows there are.
         stored = stored or [name for name in self.raw.names if name not in unit.file.partition][:1]
         types = {name: ARROW["string" if self.raw[name].text else self.raw[name].type] for name in stored}
-        return Wanted(types, self.block_rows, self.data.on_error == "null", self._conditions(stored))
+        return Wanted(types, self.block_rows, self.data.on_error == "null", self._conditions(stored), self.encoded)
 
     def _rows(self, unit: Unit, counts: Counts) -> Iterator[Rows]:
         """The rows of a unit as they come from the file, in canonical types."""
@@ -203,7 +212,7 @@ class Reader:
         return {self.target} | split | (Predicate(sql=self.data.where).columns if self.data.where else set())
 
     def _canonical(self, table: pa.Table, unit: Unit, row: int, lenient: bool, counts: Counts) -> pa.Table:
-        columns = {}
+        columns, encoded = {}, self.encoded
         for name in self.file_columns:
             column = self.raw[name]
             if name in unit.file.partition:
@@ -220,6 +229,9 @@ class Reader:
             found = canonical_type(table[name].type)
             if found is not None and not pa.types.is_null(table[name].type):
                 counts.see(name, found, unit.file.path)
+            if name in encoded and table[name].type == ENCODED_TEXTS:
+                columns[name] = table[name]
+                continue
             try:
                 columns[name] = cast(table[name], column.type, lenient=lenient, text=column.text)
             except pa.ArrowInvalid as error:
@@ -293,7 +305,7 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     """
     import ray.data
 
-    from pipelines.data.dataset import UnitDatasource, prompt_limits
+    from pipelines.data.dataset import UnitDatasource, prompt
 
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = group_units(source.units, slots)
@@ -301,7 +313,7 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     shared = ray.put((reader, each))
     dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
     batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    with prompt_limits(), contextlib.closing(batches):  # an error's traceback would hold the execution beyond the end of its Ray
+    with prompt(), contextlib.closing(batches):  # an error's traceback would hold the execution beyond the end of its Ray
         for batch in batches:
             for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
                 result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
@@ -326,20 +338,22 @@ def in_order(results: Iterable[tuple[Unit, Any, Counts]], stage: Stage, total: C
 
 
 def group_units(units: list[Unit], slots: int) -> list[list[Unit]]:
-    """Put neighbouring small units into one task, so that a thousand tiny files are not a thousand tasks.
+    """Put neighbouring units into tasks: large ones first, for each task costs, and small ones last, so that slots end together.
 
-    Only the cost depends on the grouping: results are per unit.
+    That is guided self-scheduling (Polychronopoulos and Kuck, 1987). A thousand tiny files are not a thousand tasks. Only the cost
+    depends on the grouping: results are per unit.
     """
-    total = sum(unit.bytes for unit in units)
-    size = max(total // MAX_TASKS, min(TASK_BYTES, max(MIN_TASK_BYTES, total // (4 * slots))))
+    left = sum(unit.bytes for unit in units)
+    smallest = max(left // MAX_TASKS, MIN_TASK_BYTES)
     tasks: list[list[Unit]] = []
     room = 0
     for unit in units:
         if not tasks or room < unit.bytes:
             tasks.append([])
-            room = size
+            room = max(smallest, min(TASK_BYTES, left // (2 * slots)))
         tasks[-1].append(unit)
         room -= unit.bytes
+        left -= unit.bytes
     return tasks
 
 

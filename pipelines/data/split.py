@@ -7,7 +7,8 @@ workers, blocks or reads changes it. The values are pinned in a test: they hold 
 
 from __future__ import annotations
 
-from typing import Final
+import itertools
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ SAMPLE_SALT: Final = 0x5A3B1E
 FOLD_SALT: Final = 0xF01D5
 
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Splits = np.ndarray[tuple[int], np.dtype[np.int8]]
+"""A split's number for each row."""
 
 
 def mix(values: Hashes) -> Hashes:
@@ -91,6 +94,19 @@ def assign(
         identity = _of_groups(identity, values)
     place = uniform(salted(identity, SPLIT_SALT + (spec.seed << 20)))
     return np.where(place < test, 2, np.where(place < test + valid, 1, 0)).astype(np.int8)
+
+
+def grouped(
+    numbers: np.ndarray[tuple[int], np.dtype[Any]], size: int
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | slice, list[int]]:
+    """Return the order that puts rows of the same number from 0 to `size` together, each in their order, and where each ends.
+
+    Rows of number i are `order[ends[i]:ends[i + 1]]`. It is a slice where all rows have one number.
+    """
+    ends = [0, *np.cumsum(np.bincount(numbers, minlength=size)).tolist()]
+    if any(first == 0 and last == len(numbers) for first, last in itertools.pairwise(ends)):
+        return slice(None), ends
+    return np.argsort(numbers, kind="stable"), ends  # a radix sort for small integers
 
 
 def _of_groups(identity: Hashes, groups: pa.ChunkedArray) -> Hashes:

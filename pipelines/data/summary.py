@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.data.described import Described
 from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SAMPLE_SALT, SPLITS, Hashes, in_sample, salted
 from pipelines.features.passes import Key
 from pipelines.features.preprocessor import Preprocessor
-from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
-from pipelines.features.transform import TEXT, Rows, State
+from pipelines.features.stats import Numbers, NumberStatistics, Statistics
+from pipelines.features.transform import TEXT, Rows, State, described
 from pipelines.progress import Progress
-from pipelines.schema import Column, numbers, texts
+from pipelines.schema import Column, decoded, numbers, texts
 
 SAMPLE_ROWS = 200_000
 MAX_CLASSES = 1000
@@ -87,33 +88,33 @@ class Summarise:
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
         summary = Summary({}, Counter(), {})
-        samples, hashes, places = [], [], []
+        columns = Described(self.columns, len(SPLITS))
+        samples: list[list[pa.Table]] = [[] for _ in SPLITS]
+        hashes, places = [], []
         for block in blocks:
-            rows = np.bincount(block.split, minlength=len(SPLITS)).tolist()
-            train = block if rows[0] == len(block.split) else block.take(block.split == 0)
+            columns.add(block.table, block.split)
+            is_train = block.split == 0
             summary.merge(
                 Summary(
-                    self._described(train),
-                    _distinct(train.table[self.target]),
-                    dict(zip(SPLITS, rows, strict=True)),
-                    states=_gathered(self.preprocessor, train, self.target),
-                    held={SPLITS[code]: self._held(block.take(block.split == code)) for code in (1, 2) if rows[code]},
+                    {},
+                    _distinct(block.table[self.target].filter(pa.array(is_train))),
+                    dict(zip(SPLITS, np.bincount(block.split, minlength=len(SPLITS)).tolist(), strict=True)),
+                    states=_gathered(self.preprocessor, block, self.target),
                 )
             )
-            chosen = train.take(in_sample(train.identity, self.share))
-            samples.append(chosen.table)
+            chosen = block.take(in_sample(block.identity, self.share))
+            for split, kept in enumerate(samples):
+                kept.append(decoded(chosen.table.filter(pa.array(chosen.split == split))))
+            chosen = chosen.take(chosen.split == 0)
             hashes.append(salted(chosen.identity, SAMPLE_SALT))
             places.append(chosen.places)
-        if samples:
-            summary.sample, summary.hashes = pa.concat_tables(samples), np.concatenate(hashes)
+        if hashes:
+            summary.sample, summary.hashes = pa.concat_tables(samples[0]), np.concatenate(hashes)
             summary.places = np.concatenate(places)
+            summary.columns, *held = columns.statistics()
+            parts = zip(SPLITS[1:], held, samples[1:], strict=True)
+            summary.held = {split: Held(states, sample) for split, states, sample in parts if summary.rows[split]}
         return summary
-
-    def _described(self, rows: Block) -> dict[str, Statistics]:
-        return {column.name: statistics_of(column, rows.table[column.name]) for column in self.columns}
-
-    def _held(self, rows: Block) -> Held:
-        return Held(self._described(rows), [rows.table.filter(pa.array(in_sample(rows.identity, self.share)))])
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Gather:
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[Key, State]:
         states: dict[Key, State] = {}
         for block in blocks:
-            _append(states, _gathered(self.preprocessor, block.take(block.split == 0), self.target))
+            _append(states, _gathered(self.preprocessor, block, self.target))
         return states
 
 
@@ -178,8 +179,12 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
     return total
 
 
-def _gathered(preprocessor: Preprocessor, train: Block, target: str) -> dict[Key, State]:
-    return preprocessor.gather(train.table, Rows(train.places, train.table[target])) if preprocessor.wanted else {}
+def _gathered(preprocessor: Preprocessor, block: Block, target: str) -> dict[Key, State]:
+    """What a Preprocessor wants of the train rows of a block."""
+    if not preprocessor.wanted:
+        return {}
+    train = block.take(block.split == 0)
+    return preprocessor.gather(train.table, Rows(train.places, train.table[target]))
 
 
 def _append(states: dict[Key, State], following: dict[Key, State]) -> None:
@@ -187,9 +192,9 @@ def _append(states: dict[Key, State], following: dict[Key, State]) -> None:
         states[key] = states[key].merge(state) if key in states else state
 
 
-def statistics_of(column: Column, values: pa.ChunkedArray) -> Statistics:
-    """Describe canonical values of a column; the row sample is left out."""
-    return StringStatistics.of(texts(values)) if column.kind in TEXT else NumberStatistics.of(numbers(values))
+def statistics_of(column: Column, sample: pa.ChunkedArray) -> Statistics:
+    """Describe canonical values of a column that are themselves the row sample."""
+    return described(texts(sample) if column.kind in TEXT else numbers(sample))
 
 
 def with_sample(statistics: Statistics, values: pa.ChunkedArray) -> Statistics:

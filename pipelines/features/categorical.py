@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
-from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Values, coded
 from pipelines.spec import Frozen
 
 
@@ -227,17 +227,14 @@ class OneHot(Transform):
 
 def found_in(texts: pa.Array, numbers: Numbers, values: pa.Array) -> Numbers:
     """Return for each value the number at its place among the texts, the last number where it is none of them; missing is NaN."""
-    places = pc.index_in(values, value_set=texts).fill_null(len(texts)).to_numpy(zero_copy_only=False)
-    found: Numbers = numbers[places]
-    if values.null_count:
-        found[values.is_null().to_numpy(zero_copy_only=False)] = math.nan
+    distinct, chosen = coded(values)
+    places = pc.index_in(distinct.cast(pa.large_string()), value_set=texts).fill_null(len(texts)).to_numpy()
+    found: Numbers = np.append(numbers[places], math.nan)[chosen]
     return found
 
 
 def codes_of(values: pa.Array, code: Callable[[str], float]) -> Numbers:
     """Apply a function of one text to a block, once per distinct text; missing is NaN."""
-    encoded = values.dictionary_encode()
-    table = np.array([*map(code, encoded.dictionary.to_pylist()), math.nan])
-    indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-    codes: Numbers = table[indices]
+    distinct, chosen = coded(values)
+    codes: Numbers = np.array([*map(code, distinct.to_pylist()), math.nan])[chosen]
     return codes

@@ -11,11 +11,10 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import Field
 
 from pipelines.features.stats import Statistics
-from pipelines.features.transform import TEXT, Feature, Form, Transform, Value, Values
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Value, Values, coded
 from pipelines.schema import category_text
 from pipelines.spec import Frozen
 
@@ -78,9 +77,14 @@ def text_of(value: Value) -> str | None:
 
 
 def distinct(values: Values) -> tuple[list[str | None], npt.NDArray[np.int64]]:
-    """Return the categories of a block, each once, and which of them every row has."""
+    """Return the categories of a block, each once and none that no row has, and which of them every row has."""
     if isinstance(values, np.ndarray):
         found, places = np.unique(values, return_inverse=True)
         return [text_of(value) for value in found.tolist()], places.astype(np.int64)
-    encoded: pa.DictionaryArray = values.dictionary_encode(null_encoding="encode")
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    texts, chosen = coded(values)
+    present, first, places = np.unique(chosen, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # as they come in the rows, whatever the order of the dictionary
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    known = [*texts.to_pylist(), None]
+    return [known[place] for place in present[order].tolist()], ranks[places]

@@ -7,24 +7,26 @@ UTC, or of the `zone` of the step.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics
-from pipelines.features.transform import Feature, Form, Transform, Values
+from pipelines.features.transform import Feature, Form, Transform, Values, once
 from pipelines.features.zones import check_zone, offsets
 from pipelines.spec import Frozen
 
 SECOND: Final = 1_000_000
 UNITS: Final = {"seconds": SECOND, "hours": 3600 * SECOND, "days": 86400 * SECOND}
 DAY: Final = UNITS["days"]
+CLOCK: Final = {"hour": 3600 * SECOND, "minute": 60 * SECOND, "second": SECOND}
+"""The parts of the time of day, and how long one of each is."""
 LAST: Final = 2.0**62
 """What lies beyond has no date (int64 ends there): all its parts are missing."""
 
@@ -37,79 +39,96 @@ CIRCLES: Final[dict[Circle, tuple[int, float, int]]] = {
     "dayofyear": (1, 365.25, 366),
 }
 """The smallest value of a part, its period and how many values it has."""
-W = TypeVar("W", bound=str)
 Integers = Any  # an int, or an array of int64: the arithmetic below is the same
 
 
-class ClockParams(Frozen):
-    """Whose clock is read."""
-
-    zone: str | None = None
-    """A name of the IANA database, such as Europe/Berlin; default: UTC. Changes of its offset are followed from 1900 to 2100."""
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, zone: str | None) -> str | None:
-        return check_zone(zone)
+FEW: Final = Field(min_length=1), AfterValidator(once)
+Zone = Annotated[str | None, AfterValidator(check_zone)]
 
 
 @dataclass(frozen=True)
 class Clock(Transform):
-    """What reads date and time off a clock."""
+    """What reads date and time off a clock: some numbers for each part that is asked for."""
 
     takes: ClassVar[frozenset[Form]] = frozenset({"datetime"})
 
     changes: list[int]
     offsets: list[int]
     """Instants at which the clock's offset to UTC changes; the offsets before, between and behind them. In microseconds."""
+    which: list[Any]
 
     @classmethod
     def gives(cls, params: Any, form: Form) -> Form:
         return "numeric"
 
-    def parts_of_block(self, values: Numbers, which: Collection[str]) -> tuple[dict[str, Integers], Any]:
-        """Return the named parts of each instant, and where there is one; elsewhere the parts mean nothing."""
+    @classmethod
+    def fit(cls, params: Any, statistics: NumberStatistics) -> Self:
+        changes, found = offsets(params.zone)
+        return cls(list(changes), list(found), list(params.which))
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """What the features are called behind the column's name."""
+
+    @abstractmethod
+    def numbers(self, part: Any, values: Integers) -> list[Any]:
+        """Return the features of a part: new arrays for an array, floats for an int."""
+
+    def outputs(self, feature: Feature) -> list[Feature]:
+        return [Feature(name=f"{feature.name}__{name}", kind="numeric") for name in self.names]
+
+    def block(self, values: Numbers) -> list[Values]:
         has_date = np.abs(values) < LAST
-        micros = np.floor(np.where(has_date, values, 0.0)).astype(np.int64)
+        all_dates = bool(has_date.all())
+        micros = np.floor(values if all_dates else np.where(has_date, values, 0.0)).astype(np.int64)
         if self.changes:
             changes, offsets = self._table
             micros += offsets[np.searchsorted(changes, micros, side="right")]
-        else:
+        elif self.offsets[0]:
             micros += self.offsets[0]
         days = micros // DAY
-        parts: dict[str, Integers]
+        micros -= days * DAY
         first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
-        if last - first < len(days):  # as a rule a day has many rows: work out each day once
-            by_day = calendar(np.arange(first, last + 1))
-            parts = {part: by_day[part][days - first] for part in which if part in by_day}
-        else:
-            parts = calendar(days)
-        return parts | clock(micros - days * DAY), has_date
+        by_day = last - first < len(days)  # as a rule a day has many rows: work out each day once
+        dates = calendar(np.arange(first, last + 1) if by_day else days)
+        place = days - first
+        columns: list[Any] = []
+        for part in self.which:
+            if part in CLOCK:
+                columns += self.numbers(part, clock(micros, part))
+            else:
+                found = self.numbers(part, dates[part])
+                columns += [numbers[place] for numbers in found] if by_day else found
+        if not all_dates:
+            for column in columns:
+                column[~has_date] = math.nan
+        return columns
 
-    def parts_of_row(self, value: float) -> dict[str, Integers] | None:
-        """Return all parts of one instant; None where there is none."""
+    def row(self, value: float) -> list[float]:
         if not abs(value) < LAST:
-            return None
+            return [math.nan] * len(self.names)
         micros = math.floor(value)
         micros += self.offsets[bisect_right(self.changes, micros)]
         days = micros // DAY
-        return calendar(days) | clock(micros - days * DAY)
+        micros -= days * DAY
+        dates = calendar(days)
+        return [
+            number for part in self.which for number in self.numbers(part, clock(micros, part) if part in CLOCK else dates[part])
+        ]
 
     @cached_property
     def _table(self) -> tuple[Any, Any]:
         return np.array(self.changes, np.int64), np.array(self.offsets, np.int64)
 
 
-class PartsParams(ClockParams):
+class PartsParams(Frozen):
     """Which parts become features."""
 
-    which: Annotated[list[Part], Field(min_length=1)] = ["year", "month", "day", "weekday", "dayofyear", "hour"]
+    zone: Zone = None
+    """A name of the IANA database, such as Europe/Berlin; default: UTC. Changes of its offset are followed from 1900 to 2100."""
+    which: Annotated[list[Part], *FEW] = ["year", "month", "day", "weekday", "dayofyear", "hour"]
     """weekday: Monday is 0; all others as people write them."""
-
-    @field_validator("which")
-    @classmethod
-    def _once(cls, which: list[Part]) -> list[Part]:
-        return once(which)
 
 
 @dataclass(frozen=True)
@@ -118,34 +137,20 @@ class Parts(Clock):
 
     Params: ClassVar[type[Frozen]] = PartsParams
 
-    which: list[Part]
+    @property
+    def names(self) -> list[str]:
+        return self.which
 
-    @classmethod
-    def fit(cls, params: PartsParams, statistics: NumberStatistics) -> Parts:
-        changes, found = offsets(params.zone)
-        return cls(list(changes), list(found), list(params.which))
-
-    def outputs(self, feature: Feature) -> list[Feature]:
-        return [Feature(name=f"{feature.name}__{part}", kind="numeric") for part in self.which]
-
-    def block(self, values: Numbers) -> list[Values]:
-        parts, has_date = self.parts_of_block(values, self.which)
-        return [np.where(has_date, parts[part].astype(np.float64), np.nan) for part in self.which]
-
-    def row(self, value: float) -> list[float]:
-        parts = self.parts_of_row(value)
-        return [math.nan] * len(self.which) if parts is None else [float(parts[part]) for part in self.which]
+    def numbers(self, part: Part, values: Integers) -> list[Any]:
+        return [values.astype(np.float64) if isinstance(values, np.ndarray) else float(values)]
 
 
-class CyclicParams(ClockParams):
+class CyclicParams(Frozen):
     """Which parts are laid on a circle."""
 
-    which: Annotated[list[Circle], Field(min_length=1)] = ["hour", "weekday", "month", "dayofyear"]
-
-    @field_validator("which")
-    @classmethod
-    def _once(cls, which: list[Circle]) -> list[Circle]:
-        return once(which)
+    zone: Zone = None
+    """As for `parts`."""
+    which: Annotated[list[Circle], *FEW] = ["hour", "weekday", "month", "dayofyear"]
 
 
 @dataclass(frozen=True)
@@ -154,28 +159,13 @@ class Cyclic(Clock):
 
     Params: ClassVar[type[Frozen]] = CyclicParams
 
-    which: list[Circle]
+    @property
+    def names(self) -> list[str]:
+        return [f"{part}_{wave}" for part in self.which for wave in ("sin", "cos")]
 
-    @classmethod
-    def fit(cls, params: CyclicParams, statistics: NumberStatistics) -> Cyclic:
-        changes, found = offsets(params.zone)
-        return cls(list(changes), list(found), list(params.which))
-
-    def outputs(self, feature: Feature) -> list[Feature]:
-        names = [f"{feature.name}__{part}_{wave}" for part in self.which for wave in ("sin", "cos")]
-        return [Feature(name=name, kind="numeric") for name in names]
-
-    def block(self, values: Numbers) -> list[Values]:
-        parts, has_date = self.parts_of_block(values, self.which)
-        return [
-            np.where(has_date, wave[parts[part] - CIRCLES[part][0]], np.nan) for part in self.which for wave in self._waves[part]
-        ]
-
-    def row(self, value: float) -> list[float]:
-        parts = self.parts_of_row(value)
-        if parts is None:
-            return [math.nan] * (2 * len(self.which))
-        return [float(wave[parts[part] - CIRCLES[part][0]]) for part in self.which for wave in self._waves[part]]
+    def numbers(self, part: Circle, values: Integers) -> list[Any]:
+        found = [wave[values - CIRCLES[part][0]] for wave in self._waves[part]]
+        return found if isinstance(values, np.ndarray) else [float(number) for number in found]
 
     @cached_property
     def _waves(self) -> dict[Circle, tuple[Numbers, Numbers]]:
@@ -242,13 +232,6 @@ class Since(Transform):
         return [statistics.scaled(self.reference, self.unit)]
 
 
-def once(which: list[W]) -> list[W]:
-    """Return a list of parts, or raise `ValueError` when one stands there twice."""
-    if len(set(which)) < len(which):
-        raise ValueError(f"a part stands there twice: {', '.join(which)}")
-    return which
-
-
 def calendar(days: Integers) -> dict[str, Integers]:
     """Parts of the date of days since 1970, proleptic Gregorian (Howard Hinnant, "chrono-compatible low-level date algorithms").
 
@@ -272,7 +255,7 @@ def calendar(days: Integers) -> dict[str, Integers]:
     }
 
 
-def clock(micros: Integers) -> dict[str, Integers]:
-    """Parts of the time of day."""
-    seconds = micros // SECOND
-    return {"hour": seconds // 3600, "minute": seconds // 60 % 60, "second": seconds % 60}
+def clock(micros: Integers, part: str) -> Integers:
+    """A part of the time of day, which is microseconds since midnight."""
+    found = micros // CLOCK[part]
+    return found if part == "hour" else found % 60

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import model_validator
 
@@ -84,10 +85,11 @@ class Impute(Transform):
     def block(self, values: Values) -> list[Values]:
         if isinstance(values, np.ndarray):
             missing = np.isnan(values)
-            filled = np.where(missing, self.fill, values)
+            filled = values.copy()
+            filled[missing] = self.fill
         else:
             missing = values.is_null().to_numpy(zero_copy_only=False)
-            filled = pc.fill_null(values, self.fill)
+            filled = _filled(values, str(self.fill)) if missing.any() else values
         return [filled, missing.astype(np.float64)] if self.indicator else [filled]
 
     def row(self, value: float | str | None) -> list[Any]:
@@ -103,6 +105,17 @@ class Impute(Transform):
 
     def carry(self, state: CoMoments | TargetSums, at: int) -> State:
         return state.filled(at, self.fill)  # type: ignore[arg-type]
+
+
+def _filled(values: pa.Array, text: str) -> pa.Array:
+    """The texts of a block with one for what is missing."""
+    if not pa.types.is_dictionary(values.type):
+        return pc.fill_null(values, text)
+    texts = values.dictionary
+    place = pc.index(texts, pa.scalar(text, texts.type)).as_py()
+    if place < 0:
+        place, texts = len(texts), pa.concat_arrays([texts, pa.array([text], texts.type)])
+    return pa.DictionaryArray.from_arrays(values.indices.fill_null(place), texts)
 
 
 class ScaleParams(Frozen):
@@ -153,7 +166,9 @@ class Scale(Transform):
         return [Feature(name=feature.name, kind="numeric")]
 
     def block(self, values: Numbers) -> list[Values]:
-        return [(values - self.center) / self.scale]
+        scaled = values - self.center
+        scaled /= self.scale
+        return [scaled]
 
     def row(self, value: float) -> list[float]:
         return [(value - self.center) / self.scale]

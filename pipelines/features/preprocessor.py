@@ -20,7 +20,7 @@ from pipelines.features.fitting import FittedStep, Fitting, Wanted
 from pipelines.features.passes import Key, needs
 from pipelines.features.stats import Numbers, Statistics
 from pipelines.features.transform import TEXT, Feature, Rows, State, Value, Values
-from pipelines.schema import Column, category_text, numbers, texts
+from pipelines.schema import Column, category_text, encoded, numbers, texts
 from pipelines.spec import Chain, GroupSpec
 from pipelines.tasks import Task
 
@@ -185,7 +185,9 @@ def _named(made: list[tuple[Feature, str]]) -> list[Feature]:
 
 
 def _block_of(column: Column, values: pa.ChunkedArray) -> Values:
-    return texts(values) if column.kind in TEXT else numbers(values)
+    if column.kind not in TEXT:
+        return numbers(values)
+    return encoded(values) if column.kind == "categorical" else texts(values)
 
 
 def _reader(column: Column) -> Callable[[Any], Value]:

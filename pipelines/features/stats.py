@@ -62,15 +62,21 @@ class NumberStatistics:
     @classmethod
     def of(cls, values: Numbers, times: npt.NDArray[np.int64] | None = None) -> Self:
         """Describe a block (NaN is missing), or the rows in which each value stands as often as `times` says."""
-        times = np.ones(len(values), np.int64) if times is None else times
         is_finite = np.isfinite(values)
-        finite, weights = (values, times) if is_finite.all() else (values[is_finite], times[is_finite])
-        count, missing, num_finite = int(times.sum()), int(times[np.isnan(values)].sum()), int(weights.sum())
+        all_finite = bool(is_finite.all())
+        finite = values if all_finite else values[is_finite]
+        weights: Any = 1 if times is None else times if all_finite else times[is_finite]
+        count = len(values) if times is None else int(times.sum())
+        num_finite = len(finite) if times is None else int(weights.sum())
+        is_missing = np.empty(0, np.bool_) if all_finite else np.isnan(values)
+        missing = int(np.count_nonzero(is_missing) if times is None or all_finite else times[is_missing].sum())
         if num_finite == 0:
             return cls(count, missing, count - missing)
         with np.errstate(over="ignore", invalid="ignore"):  # squares overflow beyond 1e154; a fit that needs them refuses
-            mean = float((finite * weights).sum() / num_finite)
-            m2 = float((np.square(finite - mean) * weights).sum())
+            mean = float((finite if times is None else finite * weights).sum() / num_finite)
+            squares = finite - mean
+            squares *= squares
+            m2 = float((squares if times is None else squares * weights).sum())
         low, high = float(finite.min()) + 0.0, float(finite.max()) + 0.0  # -0.0 + 0.0 is 0.0: which came first plays no part
         return cls(count, missing, count - missing - num_finite, mean, m2, low, high)
 
@@ -198,10 +204,21 @@ class StringStatistics:
     @classmethod
     def of(cls, values: pa.Array) -> Self:
         """Describe a block of large_string; null is missing."""
-        pairs = pc.value_counts(values.drop_null())
-        texts, times = pairs.field("values"), pairs.field("counts")
+        encoded = values.dictionary_encode()
+        times = np.bincount(encoded.indices.drop_null().to_numpy(), minlength=len(encoded.dictionary))
+        return cls.counted([(encoded.dictionary, times)], values.null_count)
+
+    @classmethod
+    def counted(cls, parts: Sequence[tuple[pa.Array, npt.NDArray[np.int64]]], missing: int) -> Self:
+        """Describe rows from their texts and how often each stands there, in parts, and the rows without one."""
+        encoded = pa.chunked_array([texts.cast(pa.large_string()) for texts, _ in parts], pa.large_string())
+        encoded = encoded.dictionary_encode().combine_chunks()
+        times = np.zeros(len(encoded.dictionary), np.int64)
+        np.add.at(times, encoded.indices.to_numpy(), np.concatenate([times for _, times in parts]))
+        present = pa.array(times > 0)
+        texts, counts = encoded.dictionary.filter(present), pa.array(times).filter(present)
         order = pc.sort_indices(texts)
-        return cls(len(values), values.null_count, *_bounded(texts.take(order), times.take(order), 0))
+        return cls(int(times.sum()) + missing, missing, *_bounded(texts.take(order), counts.take(order), 0))
 
     @cached_property
     def counts(self) -> dict[str, int]:

@@ -19,11 +19,11 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from pipelines.explain import shown
 from pipelines.features.stats import Numbers, StringStatistics
-from pipelines.features.transform import TEXT, Feature, Form, Transform, Values
+from pipelines.features.transform import TEXT, Feature, Form, Transform, Values, once
 from pipelines.spec import Frozen
 
 Integers = npt.NDArray[Any]
@@ -50,14 +50,7 @@ MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 class LengthParams(Frozen):
     """What is counted."""
 
-    which: Annotated[list[Literal["characters", "words"]], Field(min_length=1)] = ["characters", "words"]
-
-    @field_validator("which")
-    @classmethod
-    def _once(cls, which: list[Any]) -> list[Any]:
-        if len(set(which)) < len(which):
-            raise ValueError(f"a count stands there twice: {', '.join(which)}")
-        return which
+    which: Annotated[list[Literal["characters", "words"]], Field(min_length=1), AfterValidator(once)] = ["characters", "words"]
 
 
 @dataclass(frozen=True)

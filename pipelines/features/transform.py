@@ -3,7 +3,8 @@
 A transform is a frozen dataclass whose fields are its fitted state, in JSON's types. It sees a column in one of two ways, and
 answers both with the same bits:
 
-    block   numbers as float64 (NaN = missing; booleans 0 and 1, timestamps microseconds since 1970), texts as Arrow large_string
+    block   numbers as float64 (NaN = missing; booleans 0 and 1, timestamps microseconds since 1970), texts as Arrow
+            large_string, or as indices into a dictionary of them that may have more texts than the rows (`coded`); null = missing
     row     one float (NaN = missing), or one `str | None`
 
 So the row path may use + - * / and comparisons of Python floats, exact integers and dictionaries; anything else has to call the
@@ -21,9 +22,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
@@ -32,6 +34,7 @@ from pipelines.tasks import Task
 
 Values: TypeAlias = Numbers | pa.Array
 Value: TypeAlias = float | str | None
+W = TypeVar("W", bound=str)
 
 Form = Literal["numeric", "boolean", "datetime", "categorical", "text", "code"]
 TEXT: Final[frozenset[Form]] = frozenset({"categorical", "text"})
@@ -139,6 +142,21 @@ class Transform(ABC):
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         return cls(**state)
+
+
+def once(which: list[W]) -> list[W]:
+    """Return the list, or raise `ValueError` when a word stands there twice."""
+    twice = [word for word in dict.fromkeys(which) if which.count(word) > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there twice; take one out")
+    return which
+
+
+def coded(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """Return the texts of a block, each once, and which of them each row has; their number where it is missing."""
+    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    places = encoded.indices
+    return encoded.dictionary, (places.fill_null(len(encoded.dictionary)) if places.null_count else places).to_numpy()
 
 
 def sampled(statistics: Statistics) -> Values:

@@ -51,10 +51,10 @@ def worker(folder: Path, start: Start | None = None, rows: int = 4000) -> Record
     columns, y = table(rows)
     cut = rows // 3
     for name, part in (("a", slice(0, cut)), ("b", slice(cut, rows))):
-        pq.write_table(to_table([c[part] for c in columns], y[part]), folder / "train" / f"{name}.parquet", row_group_size=500)
+        pq.write_table(to_table([*(c[part] for c in columns), y[part]]), folder / "train" / f"{name}.parquet", row_group_size=500)
     valid, valid_y = table(1000, seed=1)
-    pq.write_table(to_table(valid, valid_y), folder / "valid" / "a.parquet")
-    pq.write_table(to_table(columns, y), folder / "sample.parquet")
+    pq.write_table(to_table([*valid, valid_y]), folder / "valid" / "a.parquet")
+    pq.write_table(to_table([*columns, y]), folder / "sample.parquet")
     features = [
         Feature(name="x", kind="numeric"),
         Feature(name="c", kind="categorical", cardinality=5),

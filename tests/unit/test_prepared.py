@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.prepared import Shard, Shards, ShardWriter
+from pipelines.data.prepared import Shard, Shards
+from pipelines.data.writing import Encodings, ShardWriter
 from pipelines.spec import PrepareSpec
 from pipelines.storage import Folder
 
@@ -19,7 +20,7 @@ from pipelines.storage import Folder
 def write(folder: Path, sizes: list[int], layout: PrepareSpec) -> tuple[list[Shard], pa.Table]:
     rows = pa.table({"f0": np.arange(sum(sizes), dtype=float), "__target__": np.zeros(sum(sizes))})
     (folder / "train").mkdir(exist_ok=True)
-    writer = ShardWriter(Folder.at(str(folder)), "train/00000", rows.schema, layout, [])
+    writer = ShardWriter(Folder.at(str(folder)), "train/00000", rows.schema, layout, Encodings([], {}))
     start = 0
     for size in sizes:
         writer.add(rows.slice(start, size))

@@ -259,7 +259,7 @@ def test_chains_follow_column_then_kind_then_default() -> None:
         ),
         (
             {"datetime": [{"parts": {"which": ["hour", "hour"]}}]},
-            "features.datetime.parts.which: a part stands there twice: hour, hour",
+            "features.datetime.parts.which: hour stands there twice; take one out",
         ),
         (
             {"datetime": [{"since": {"reference": "soon"}}]},

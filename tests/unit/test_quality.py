@@ -17,7 +17,7 @@ from pipelines.data.infer import infer_schema
 from pipelines.data.read import Counts, Reader
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS, mix
-from pipelines.data.summary import Held, Summary, statistics_of, with_sample
+from pipelines.data.summary import Held, Summary, statistics_of
 from pipelines.quality import DROPPED, LEAK_AUC, MIN_ROWS, NEAR_AUC, OUTLIER, RARE_CLASS, quality_of
 from pipelines.schema import KIND_OF_TYPE, Column, canonical_type
 from pipelines.spec import DataSpec, SplitSpec
@@ -54,10 +54,7 @@ def report(
         type = canonical_type(field.type)
         assert type is not None
         columns.append(Column(name=field.name, type=type, kind=(kinds or {}).get(field.name, KIND_OF_TYPE[type])))
-    states = {
-        name: {c.name: with_sample(statistics_of(c, table[c.name]), table[c.name]) for c in columns}
-        for name, table in tables.items()
-    }
+    states = {name: {c.name: statistics_of(c, table[c.name]) for c in columns} for name, table in tables.items()}
     summary = Summary(
         states["train"],
         Counter(tables["train"]["y"].to_pylist()) if task.classes else None,
@@ -249,7 +246,7 @@ def test_identifiers_and_constants_are_told_and_the_worst_comes_first() -> None:
     y = coins()
     table = pl.DataFrame({"y": y, "x": y.astype(float)}).to_arrow()
     column = Column(name="x", type="float64", kind="numeric")
-    statistics = with_sample(statistics_of(column, table["x"]), table["x"])
+    statistics = statistics_of(column, table["x"])
     summary = Summary({"x": statistics}, Counter(y.tolist()), {"train": ROWS}, table, mix(np.arange(ROWS, dtype=np.uint64)))
     content = quality_of(
         [column], summary, Counts(), task=BINARY, split=SplitSpec(), identifiers={"id": "unique"}, constants={"one": "alike"}

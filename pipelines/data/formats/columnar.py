@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.data.files import File
 from pipelines.data.formats.reading import CountedFile, Format, Piece, Touched, Wanted, no_options, sliced
 from pipelines.data.pushdown import Bounds, Condition
+from pipelines.schema import canonical_type
 from pipelines.spec import DataSpec
 
 PIECE_BYTES = 128 << 20  # row groups are put together up to this many uncompressed bytes
@@ -21,6 +22,7 @@ class Parquet(Format):
     """Parquet, by row groups; only the needed column chunks are read, each once."""
 
     suffixes = (".parquet", ".pq", ".parq")
+    encodes = True
 
     def __init__(self, data: DataSpec) -> None:
         no_options("parquet", data)
@@ -52,7 +54,7 @@ class Parquet(Format):
         return sum(_chunk_bytes(group, set(wanted.types)) for group in groups if _may_match(group, wanted.conditions))
 
     def read(self, file: File, piece: Piece, wanted: Wanted, touched: Touched) -> Iterator[pa.Table]:
-        with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
+        with file.random() as opened, _opened(opened, wanted.encoded) as parquet:
             names = parquet.schema_arrow.names
             columns = [name for name in wanted.types if name in names]
             runs = itertools.groupby(piece.groups, lambda group: _may_match(parquet.metadata.row_group(group), wanted.conditions))
@@ -64,6 +66,13 @@ class Parquet(Format):
                     touched(_chunk_bytes(parquet.metadata.row_group(group), set(columns)), len(columns))
                 for batch in parquet.iter_batches(batch_size=wanted.block_rows, row_groups=groups, columns=columns):
                     yield pa.Table.from_batches([batch])
+
+
+def _opened(file: pa.NativeFile, encoded: frozenset[str]) -> pq.ParquetFile:
+    """Open a file; those of the columns that it has as texts come as it keeps them, which takes half the time to read."""
+    parquet = pq.ParquetFile(file, pre_buffer=True)
+    found = [field.name for field in parquet.schema_arrow if field.name in encoded and canonical_type(field.type) == "string"]
+    return pq.ParquetFile(file, pre_buffer=True, metadata=parquet.metadata, read_dictionary=found) if found else parquet
 
 
 def _chunk_bytes(group: pq.RowGroupMetaData, columns: set[str]) -> int:

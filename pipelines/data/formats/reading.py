@@ -47,12 +47,16 @@ class Wanted(NamedTuple):
     """Values that do not fit their type are handed on in a type that can hold them, or as null; else they are an error."""
     conditions: list[Condition] = []  # a NamedTuple's default is never changed
     """Rows that do not satisfy all of them are not asked for."""
+    encoded: frozenset[str] = frozenset()
+    """Columns of texts that may come as dictionaries (`schema.ENCODED_TEXTS`)."""
 
 
 class Format(Protocol):
     """A file format, set by `data.options`."""
 
     suffixes: ClassVar[tuple[str, ...]]
+    encodes: ClassVar[bool] = False
+    """Whether it can yield texts as dictionaries."""
 
     def __init__(self, data: DataSpec) -> None: ...
 

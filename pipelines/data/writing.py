@@ -1,0 +1,162 @@
+"""Writing the prepared cache: the rows of a unit, transformed, each split to Parquet shards of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.prepared import Shard, to_table
+from pipelines.data.read import Block
+from pipelines.data.source import Unit
+from pipelines.data.split import SPLITS, grouped, identity_of_values, salted
+from pipelines.features.preprocessor import Preprocessor
+from pipelines.spec import PrepareSpec
+from pipelines.storage import Folder
+from pipelines.tasks import Task
+
+BUCKET_SALT: Final = 0xB0C4E7
+LOOKED_AT: Final = 16_384
+"""Rows of the sample that tell how a column is best kept."""
+FEW: Final = 0.5
+"""A column with fewer different values than this share of its rows is kept as a dictionary of them."""
+WORTH: Final = 0.8
+"""A column whose bytes LZ4 brings below this share is compressed."""
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """How Parquet keeps each column: LZ4 on numbers that it cannot make shorter took more time than all else in writing them."""
+
+    dictionary: list[str]
+    compression: dict[str, str]
+
+    @classmethod
+    def of(cls, sample: pa.Table) -> Encodings:
+        """Choose by rows such as those that will be written."""
+        dictionary, compression = [], {}
+        every = max(1, sample.num_rows // LOOKED_AT)
+        for name in sample.column_names:
+            values = np.ascontiguousarray(sample[name].to_numpy()[::every])
+            compression[name] = "none"
+            if len(np.unique(values)) <= FEW * len(values):
+                dictionary.append(name)
+            elif len(pa.compress(values, codec="lz4_raw", asbytes=True)) < WORTH * values.nbytes:
+                compression[name] = "lz4"
+        return cls(dictionary, compression)
+
+
+class Placed(NamedTuple):
+    """A shard that a unit yielded, and which bucket its rows are of."""
+
+    bucket: int
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class WriteShards:
+    """Transform the rows of a unit and write them, each split and bucket to shards of its own."""
+
+    folder: Folder
+    preprocessor: Preprocessor
+    task: Task
+    layout: PrepareSpec
+    encodings: Encodings
+
+    def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[str, list[Placed]]:
+        writers: dict[tuple[int, int], ShardWriter] = {}
+        try:
+            for block in blocks:
+                folds = block.places if self.preprocessor.cross_fitted else None
+                columns = [*self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target])]
+                places = block.split.astype(np.int16) * self._buckets + self._bucket(block)
+                order, ends = grouped(places, len(SPLITS) * self._buckets)
+                for place, (start, end) in enumerate(pairwise(ends)):
+                    if start < end:
+                        split, bucket = divmod(place, self._buckets)
+                        chosen = order if isinstance(order, slice) else order[start:end]
+                        rows = to_table([column[chosen] for column in columns])
+                        if (split, bucket) not in writers:
+                            writers[split, bucket] = self._writer(unit, split, bucket, rows.schema)
+                        writers[split, bucket].add(rows)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        found: dict[str, list[Placed]] = {}
+        for (split, bucket), writer in sorted(writers.items()):
+            found.setdefault(SPLITS[split], []).extend(Placed(bucket, shard) for shard in writer.shards)
+        return found
+
+    @property
+    def _buckets(self) -> int:
+        return self.layout.buckets if self.layout.bucket_by else 1
+
+    def _bucket(self, block: Block) -> np.ndarray[Any, np.dtype[np.int16]]:
+        if not self.layout.bucket_by:
+            return np.zeros(len(block.split), np.int16)
+        hashes = salted(identity_of_values([block.table[name] for name in self.layout.bucket_by]), BUCKET_SALT)
+        return (hashes % np.uint64(self._buckets)).astype(np.int16)
+
+    def _writer(self, unit: Unit, split: int, bucket: int, schema: pa.Schema) -> ShardWriter:
+        stem = f"{SPLITS[split]}/{unit.index:05d}" + (f"-b{bucket:04d}" if self.layout.bucket_by else "")
+        return ShardWriter(self.folder, stem, schema, self.layout, self.encodings)
+
+
+class ShardWriter:
+    """Writes rows as Parquet files of bounded size in row groups of one size; holds at most a row group and a block."""
+
+    def __init__(self, folder: Folder, stem: str, schema: pa.Schema, layout: PrepareSpec, encodings: Encodings) -> None:
+        self._folder, self._stem, self._schema, self._layout, self._encodings = folder, stem, schema, layout, encodings
+        self._waiting: list[pa.Table] = []
+        self._file: pq.ParquetWriter | None = None
+        self.shards: list[Shard] = []
+        """What has been written; whole once the writer is closed."""
+
+    def add(self, rows: pa.Table) -> None:
+        self._waiting.append(rows)
+        while sum(table.num_rows for table in self._waiting) >= self._group:
+            self._write(self._group)
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write(sum(table.num_rows for table in self._waiting))
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _group(self) -> int:
+        """Rows of the next row group: a shard that is nearly full takes fewer."""
+        full, limit = self._layout.row_group_rows, self._layout.shard_rows
+        if limit is None:
+            return full
+        written = self.shards[-1].rows if self.shards else limit
+        return min(full, limit - written if written < limit else limit)
+
+    def _write(self, rows: int) -> None:
+        waiting = pa.concat_tables(self._waiting)
+        group, rest = waiting.slice(0, rows), waiting.slice(rows)
+        self._waiting = [rest] if rest.num_rows else []
+        if self._file is None or (self._layout.shard_rows is not None and self.shards[-1].rows >= self._layout.shard_rows):
+            self._open()
+        assert self._file is not None
+        self._file.write_table(group, row_group_size=rows)
+        self.shards[-1] = Shard(self.shards[-1].file, self.shards[-1].rows + rows)
+
+    def _open(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        part = f"-{len(self.shards):03d}" if self._layout.shard_rows is not None else ""
+        self.shards.append(Shard(f"{self._stem}{part}.parquet", 0))
+        self._file = pq.ParquetWriter(
+            f"{self._folder.path}/{self.shards[-1].file}",
+            self._schema,
+            filesystem=self._folder.filesystem,
+            compression=self._encodings.compression,
+            use_dictionary=self._encodings.dictionary,
+            write_statistics=False,
+        )
