@@ -18,8 +18,8 @@ from app.address import check_reachable, locate, one_line
 from app.environment import (
     has_token,
     make_token,
+    node_environment,
     private_environment,
-    serve_environment,
     set_environment,
     surroundings_kept,
     train_environment,
@@ -30,7 +30,7 @@ from app.processes import RAY_FOLDER, TIMEOUT_S, end, end_threads, exit_when_ter
 from app.slots import Slots, free_slots
 from pipelines.errors import ClusterError
 
-__all__ = ["Session", "open_session", "serve_environment", "store_path"]
+__all__ = ["Session", "node_environment", "open_session", "store_path"]
 
 FOLDERS = Path("/tmp")
 DATA_LOGGING = "ray-data-logging.yaml"
@@ -193,7 +193,7 @@ def _joined(folder: Path, address: str) -> Iterator[Session]:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray at {location} cannot be joined: {one_line(error)}") from error
         before = threading.enumerate()  # with Ray's own threads
-        _take_serve_environment()
+        _take_node_environment()
         yield _describe(private=False)
     finally:
         with signals_held():
@@ -201,7 +201,7 @@ def _joined(folder: Path, address: str) -> Iterator[Session]:
             ray.shutdown()
 
 
-def _take_serve_environment() -> None:
+def _take_node_environment() -> None:
     """Let this process see Ray Serve as the head node does: it is the head's environment that decides."""
     import ray
 

@@ -23,7 +23,19 @@ from pipelines.spec import Chain, GroupSpec
 from pipelines.storage import Folder, to_json
 
 MANIFEST: Final = "manifest.json"
-CODE: Final = ("data", "features", "errors", "expressions", "parsing", "prepare", "profiles", "quality", "schema", "tasks")
+CODE: Final = [
+    "data",
+    "features",
+    "design",
+    "errors",
+    "expressions",
+    "parsing",
+    "prepare",
+    "profiles",
+    "quality",
+    "schema",
+    "tasks",
+]
 """The modules of `pipelines` that decide what prepared data looks like; any change of them is a new version."""
 LIBRARIES: Final = ("numpy", "pandas", "polars", "pyarrow")
 STATISTICS: Final = "statistics"

@@ -13,11 +13,10 @@ import pyarrow.fs
 
 from pipelines.cache import explain
 from pipelines.data.files import explained, is_database, root_of
-from pipelines.data.infer import with_kinds
-from pipelines.data.kinds import infer_kinds
-from pipelines.data.read import BLOCK_BYTES, Reader
-from pipelines.data.source import Source, locations_of
+from pipelines.data.read import BLOCK_BYTES
+from pipelines.data.source import locations_of
 from pipelines.data.summary import SAMPLE_ROWS, statistics_of
+from pipelines.design import Design
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
 from pipelines.expressions import Derivation
@@ -25,10 +24,9 @@ from pipelines.features.passes import passes
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import LIMIT
 from pipelines.features.transform import TEXT
-from pipelines.prepare import address, feature_chains
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
-from pipelines.schema import ARROW, Column, Schema, cast
+from pipelines.schema import ARROW, cast
 from pipelines.spec import Chain, PipelineSpec
 from pipelines.storage import Folder, one_line, open_location
 from pipelines.training.trainer import Team
@@ -115,15 +113,11 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     """Plan a run. Reads footers and first rows, writes nothing; raises `SpecError` and `DataError` as the run would."""
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
-    source = Source.open(spec.data)
-    inferred = infer_kinds(source, spec.data, spec.task.target)
-    raw = inferred.schema
-    schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
-    target = schema.require(spec.task.target, "task.target")
-    columns, chains = feature_chains(spec, schema, inferred, progress)
-    reader = Reader.of(source, raw, spec.data, {column.name for column in columns} | {target.name}, target.name)
+    design = Design.of(spec, progress)
+    source, columns, chains = design.source, design.columns, design.chains
+    reader = design.reader(columns)
     reads = sum(source.format.size(unit.file, unit.piece, reader.wanted(unit)) for unit in source.units)
-    features, classes = _first_rows(spec, source, raw, columns, chains, target)
+    features, classes = _first_rows(design)
     train_rows = int(source.rows * (1 - spec.data.split.test - spec.data.split.valid))
     machines = cluster.machines(spec.store, locations_of(spec.data))
     problems = _unreachable(machines)
@@ -153,11 +147,11 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
         bytes=sum(file.size for file in source.files),
         columns={
             column.name: {"type": column.type, "kind": column.kind, "chain": chains.get(column.name)}
-            for column in schema.columns
+            for column in design.schema.columns
             if column.name in reader.columns
         },
         passes=_passes(spec, chains),
-        cache=explain(spec.store, address(spec, source, schema, chains), spec.name),
+        cache=explain(spec.store, design.address, spec.name),
         features=features,
         stages=stages,
         team=team,
@@ -190,14 +184,13 @@ def _passes(spec: PipelineSpec, chains: dict[str, Chain]) -> list[str]:
     return [*cuts, "statistics of all columns", *further, "transform and write"]
 
 
-def _first_rows(
-    spec: PipelineSpec, source: Source, raw: Schema, columns: list[Column], chains: dict[str, Chain], target: Column
-) -> tuple[int, int]:
+def _first_rows(design: Design) -> tuple[int, int]:
     """How many features and classes the first rows give; more rows may have more categories for onehot."""
-    file = source.files[0]
+    spec, columns, target = design.spec, design.columns, design.target
+    file = design.source.files[0]
     with explained(file):
-        head = source.format.head(file, HEAD_ROWS)
-    known = {column.name: column.type for column in raw.columns}
+        head = design.source.format.head(file, HEAD_ROWS)
+    known = {column.name: column.type for column in design.raw.columns}
     table = pa.table(
         {
             name: cast(head[name], type, lenient=True) if name in head.column_names else pa.nulls(head.num_rows, ARROW[type])
@@ -207,7 +200,7 @@ def _first_rows(
     table = Derivation(expressions=spec.data.derive).apply(table)
     statistics = {column.name: statistics_of(column, table[column.name]) for column in columns}
     try:
-        fitted = Preprocessor.fit(columns, chains, statistics, groups=spec.features.groups)
+        fitted = Preprocessor.fit(columns, design.chains, statistics, groups=spec.features.groups)
         features = len(fitted.features) + len(fitted.wanted)  # steps that need a pass of their own make one at least
     except DataError:  # the first rows alone do not allow it
         features = len(columns)

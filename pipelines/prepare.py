@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cache import MANIFEST, STATISTICS, Address, address_of, cache_of, code_of, explain
+from pipelines.cache import MANIFEST, STATISTICS, Address, cache_of, code_of, explain
 from pipelines.data.cuts import time_cuts
-from pipelines.data.infer import with_kinds
 from pipelines.data.kept import load as load_kept
 from pipelines.data.kept import save as save_kept
-from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.prepared import Shard, Shards, to_table
-from pipelines.data.read import Counts, Reader, in_order, stream
+from pipelines.data.read import Counts, Reader, in_order, stream, warm_up
 from pipelines.data.source import Source
 from pipelines.data.split import SPLITS
-from pipelines.data.summary import Summary, gather, summarise
+from pipelines.data.summary import Summary, gather, summarise, with_samples, without_samples
 from pipelines.data.writing import Encodings, WriteShards
+from pipelines.design import Design, check_chains, is_free
 from pipelines.errors import DataError, SpecError
-from pipelines.explain import dotted
 from pipelines.expressions import Derivation
 from pipelines.features.passes import of_pass, passes
 from pipelines.features.preprocessor import Preprocessor
@@ -31,18 +31,12 @@ from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
 from pipelines.quality import quality_of
-from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
 from pipelines.spec import Chain, GroupSpec, PipelineSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
 ORDINALS: Final = {2: "second", 3: "third"}
-RARE: Final = 5
-"""Train rows that a category needs for a code of its own where there are many: what fewer say of it is mostly chance.
-
-On the flights' 4,043 aircraft 5 changes no digit of the AUC (0.8049), 10 costs 0.0007."""
-POOLED: Final = {"index": {"min_count": RARE}}
 PARTS: Final = ("schema.json", "preprocessor.json", "task.json", "profile.json", "quality.json")
 
 
@@ -116,50 +110,42 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
     started = time.monotonic()
-    source = Source.open(spec.data)
-    if source.num_pruned:
-        progress.note(f"data.where leaves out {source.num_pruned} files by their folders' names: they are not opened")
-    inferred = infer_kinds(source, spec.data, spec.task.target)
-    raw = inferred.schema
-    schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
-    target = schema.require(spec.task.target, "task.target")
-    columns, chains = feature_chains(spec, schema, inferred, progress)
-    for name in spec.prepare.bucket_by:
-        schema.require(name, "prepare.bucket_by")
-
-    place = address(spec, source, schema, chains)
+    warm_up()
+    design = Design.of(spec, progress)
+    place = design.address
     folder = cache_of(spec.store) / place.key
     progress.note(f"cache {explain(spec.store, place, spec.name)}")
     if folder.exists(MANIFEST):
         return Prepared.open(folder, reused=True, seconds=time.monotonic() - started)
+    with ThreadPoolExecutor(1) as aside:  # what only describes the data is worked out while they are transformed
+        _prepare(design, folder, aside, progress)
+    pa.default_memory_pool().release_unused()  # the sample is done with, and a fit follows that needs the memory
+    return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
 
-    inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
-    seen = [column for column in schema.columns if column in columns or column.name in inputs]
-    reader = Reader.of(source, raw, spec.data, {column.name for column in seen} | {target.name}, target.name)
-    reader, summary, read = _look(
-        spec, source, reader, seen, Preprocessor.unfitted(columns, chains, spec.features.groups), progress
-    )
+
+def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress) -> None:
+    spec, columns = design.spec, design.columns
+    reader, summary, read, keep = _look(design, progress)
+    kept = aside.submit(keep)
     _check_rows(spec, summary, read)
-    task = Task.fit(spec.task, target, summary.targets, summary.rows["train"])
-    identifiers = {name: why for name, why in inferred.left_out.items() if _is_free(name, spec)}
-    constants = _constants(chains, spec, summary)
+    task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
+    identifiers = {name: why for name, why in design.inferred.left_out.items() if is_free(name, spec)}
+    constants = _constants(design.chains, spec, summary)
     left_out = identifiers | constants
     if left_out:
         noted = ", ".join(f"{name} ({why})" for name, why in left_out.items())
         progress.note(f"left out: {noted}; name one under data.kinds or features.columns to use it")
-    chains = {name: chain for name, chain in chains.items() if name not in left_out}
-    _check_chains(spec, chains, left_out)
-    preprocessor = _fit(spec, source, reader, columns, chains, summary, task, progress)
-    contract = _inputs(schema, raw, preprocessor, summary)
-    shards = _write(spec, folder, source, reader, preprocessor, task, summary, progress)
-    for name, content in zip(
-        PARTS,
-        (
-            contract.model_dump(),
-            preprocessor.to_json(),
-            task.model_dump(),
-            profile_of(contract, summary, task),
-            quality_of(
+    chains = {name: chain for name, chain in design.chains.items() if name not in left_out}
+    check_chains(spec, chains, left_out)
+    preprocessor = _fit(spec, design.source, reader, columns, chains, summary, task, progress)
+    contract = _inputs(design.schema, design.raw, preprocessor, summary)
+    described = aside.submit(
+        lambda: {
+            "schema.json": contract.model_dump(),
+            "preprocessor.json": preprocessor.to_json(),
+            "task.json": task.model_dump(),
+            "profile.json": profile_of(contract, summary, task),
+            "quality.json": quality_of(
                 preprocessor.inputs,
                 summary,
                 read,
@@ -168,62 +154,28 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
                 identifiers=identifiers,
                 constants=constants,
             ),
-        ),
-        strict=True,
-    ):
+        }
+    )
+    shards = _write(spec, folder, design.source, reader, preprocessor, task, summary, progress)
+    kept.result()
+    for name, content in described.result().items():
         folder.write_json(name, content)
     folder.write_json(
         MANIFEST,
         {
             "name": spec.name,
             "made": time.time(),
-            "address": place.parts,
+            "address": design.address.parts,
             "shards": shards.folder.name,
             "splits": {split: [list(shard) for shard in found] for split, found in shards.splits.items()},
             "dropped": read.dropped,
             "read": {"rows": read.rows, "bytes": read.bytes, "chunks": read.chunks},
             "chains": chains,
             "left_out": left_out,
-            "reasons": _reasons(spec, inferred, chains),
+            "reasons": design.reasons(chains),
             "cuts": reader.data.split.cuts,
         },
     )
-    del summary
-    pa.default_memory_pool().release_unused()  # the sample is done with, and a fit follows that needs the memory
-    return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
-
-
-def feature_chains(
-    spec: PipelineSpec, schema: Schema, inferred: Inference, progress: Progress = SILENT
-) -> tuple[list[Column], dict[str, Chain]]:
-    """Return the columns that become features, each with its chain of transforms."""
-    family = load(MODELS, spec.model.type, "model.type")
-    grouped = {name for group in spec.features.groups.values() for name in group.columns}
-    identifiers = {name for name in inferred.left_out if _is_free(name, spec)}
-    exclude = {spec.task.target, *spec.data.key}
-    chains = Preprocessor.plan(schema.columns, spec.features, family.chains, exclude | identifiers)
-    seen = {*chains, *grouped, *spec.features.drop, *exclude, *identifiers}
-    left_out = [c.name for c in schema.columns if c.kind not in family.chains and c.name not in seen]
-    if left_out:
-        progress.note(
-            f"left out, for text has no default transform: {', '.join(left_out)}; name one under features.columns to use them"
-        )
-    if spec.features.categorical is None:  # the chains are the family's
-        chains |= {name: _pooled(chains[name]) for name in inferred.many if name in chains and name not in spec.features.columns}
-    _check_chains(spec, chains, inferred.left_out)
-    return [column for column in schema.columns if column.name in chains or column.name in grouped], chains
-
-
-def _is_free(name: str, spec: PipelineSpec) -> bool:
-    """Whether the Spec says nothing of the column, so that what was inferred holds."""
-    features = spec.features
-    named = {*features.columns, *features.drop, *(column for group in features.groups.values() for column in group.columns)}
-    return name not in {spec.task.target, *spec.data.key, *spec.data.kinds, *named}
-
-
-def _pooled(chain: Chain) -> Chain:
-    """The chain with one code for all rare categories."""
-    return [POOLED if step == "index" else step for step in chain]  # type: ignore[return-value]
 
 
 def _constants(chains: dict[str, Chain], spec: PipelineSpec, summary: Summary) -> dict[str, str]:
@@ -231,48 +183,22 @@ def _constants(chains: dict[str, Chain], spec: PipelineSpec, summary: Summary) -
     rows, found = summary.rows["train"], {}
     for name in chains:
         statistics = summary.columns[name]
-        if _is_free(name, spec) and statistics.is_constant:
+        if is_free(name, spec) and statistics.is_constant:
             found[name] = f"no value in {rows:,} rows" if statistics.missing == rows else f"one value in all {rows:,} rows"
     return found
 
 
-def _check_chains(spec: PipelineSpec, chains: dict[str, Chain], left_out: dict[str, str]) -> None:
-    if not chains and not spec.features.groups:
-        why = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
-        raise SpecError(f"features: no column is left to learn from; take some out of features.drop, or name their kinds{why}")
+def _look(design: Design, progress: Progress) -> tuple[Reader, Summary, Counts, Callable[[], None]]:
+    """Return the reader with the cuts of a time split, the statistics of all columns, what was read, and what keeps all this.
 
-
-def _reasons(spec: PipelineSpec, inferred: Inference, chains: dict[str, Chain]) -> dict[str, str]:
-    """Why what was inferred is so, by dotted path; a choice of the Spec needs no reason."""
-    kinds = {name: inferred.reasons.get(name, "the type of its expression") for name in chains if name not in spec.data.kinds}
-    pooled = [name for name in inferred.many if name not in spec.features.columns and POOLED in chains.get(name, [])]
-    return {dotted(("data", "kinds", name)): why for name, why in kinds.items()} | {
-        dotted(("features", "columns", name)): f"{inferred.many[name]}: those in fewer than {RARE} rows share one code"
-        for name in pooled
-    }
-
-
-def address(spec: PipelineSpec, source: Source, schema: Schema, chains: dict[str, Chain]) -> Address:
-    """Where the prepared data of a Spec is kept: whatever changes its content changes this."""
-    return address_of(
-        source.fingerprint(),
-        chains,
-        spec.features.groups,
-        data=spec.data.model_dump(exclude={"source"}),
-        task=spec.task.model_dump(),
-        prepare=spec.prepare.model_dump(),
-        named=sorted(spec.features.columns),  # these stay features, whatever they turn out to be
-        schema={column.name: column.model_dump(exclude={"name"}) for column in schema.columns},
-    )
-
-
-def _look(
-    spec: PipelineSpec, source: Source, reader: Reader, seen: list[Column], unfitted: Preprocessor, progress: Progress
-) -> tuple[Reader, Summary, Counts]:
-    """Return the statistics of all columns, and the reader with the cuts of a time split; kept ones, if there are some.
-
-    They depend on less than the prepared data: another chain of the same columns needs no second look.
+    Kept statistics are used again. They depend on less than the prepared data: another chain of the same columns needs no second
+    look.
     """
+    spec, source, columns = design.spec, design.source, design.columns
+    inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
+    seen = [column for column in design.schema.columns if column in columns or column.name in inputs]
+    reader = design.reader(seen)
+    unfitted = Preprocessor.unfitted(columns, design.chains, spec.features.groups)
     place = Address(
         {
             "statistics": True,
@@ -292,12 +218,15 @@ def _look(
         progress.note("statistics of an earlier run are used again: the rows and columns are the same")
         cuts, summary, read = load_kept(folder)
         data = spec.data.model_copy(update={"split": spec.data.split.model_copy(update={"cuts": cuts})})
-        return replace(reader, data=data), summary, read
+        return replace(reader, data=data), with_samples(summary), read, lambda: None
     reader = _with_cuts(spec, source, reader, progress)
     summary, read = summarise(source, reader, seen, unfitted, progress)
-    save_kept(folder, (reader.data.split.cuts, summary, read))
-    folder.write_json(MANIFEST, {"kind": STATISTICS, "name": spec.name, "made": time.time(), "address": place.parts})
-    return reader, summary, read
+
+    def keep() -> None:
+        save_kept(folder, (reader.data.split.cuts, without_samples(summary), read))
+        folder.write_json(MANIFEST, {"kind": STATISTICS, "name": spec.name, "made": time.time(), "address": place.parts})
+
+    return reader, summary, read, keep
 
 
 def _with_cuts(spec: PipelineSpec, source: Source, reader: Reader, progress: Progress) -> Reader:

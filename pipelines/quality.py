@@ -180,13 +180,10 @@ def duplicate_columns(columns: Mapping[str, Statistics]) -> Iterator[Finding]:
             about: Any = (statistics.count, statistics.missing, statistics.mean, statistics.m2, low, high)
             content = _number_hashes(statistics.sample).tobytes()
         else:
-            about, content = (
-                (statistics.count, statistics.missing, len(statistics.counts)),
-                _text_hashes(statistics.sample).tobytes(),
-            )
-            about = (*about, frozenset(statistics.counts.items()))
+            about = (statistics.count, statistics.missing, len(statistics.texts), statistics.dropped_max)
+            content = _text_hashes(statistics.sample).tobytes()
         other = first.setdefault((about, content), name)
-        if other != name and not statistics.is_constant:
+        if other != name and not statistics.is_constant and columns[other] == statistics:
             yield Finding(
                 "duplicate column", "medium", [other, name], f"equals '{other}' in every row; drop one under features.drop"
             )

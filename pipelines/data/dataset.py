@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 LIMITS_S: Final = 0.05
-LOOK_S: Final = float(__import__("os").environ.get("LOOK", "0.02"))
+LOOK_S: Final = 0.02
 
 
 class UnitDatasource(Datasource):

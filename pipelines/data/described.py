@@ -81,6 +81,8 @@ class TextCounts:
         return self._done
 
     def _sort(self) -> None:
+        if not self._rows:
+            return
         for split, missing in enumerate(self._missing.tolist()):
             state = StringStatistics.counted([(texts, times[split]) for texts, times in self._parts], missing)
             self._done[split] = self._done[split].merge(state) if self._done[split].count else state

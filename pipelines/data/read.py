@@ -33,6 +33,7 @@ BLOCK_BYTES = 16 << 20
 TASK_BYTES = 256 << 20  # Ray Data looks ten times a second for what has ended: each task costs its slot that long
 MIN_TASK_BYTES = 4 << 20
 MAX_TASKS = 2000
+MAX_WARM = 64
 
 
 @dataclass
@@ -307,8 +308,7 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
 
     from pipelines.data.dataset import UnitDatasource, prompt
 
-    slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    tasks = group_units(source.units, slots)
+    tasks = group_units(source.units, _slots())
     # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
     shared = ray.put((reader, each))
     dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
@@ -320,6 +320,26 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
                 if isinstance(result, UserError):
                     raise result
                 yield source.units[index], result, counts
+
+
+def warm_up() -> None:
+    """Let a worker for each slot import what reading needs, in a second or two, while the source is still looked at."""
+    import ray
+
+    for _ in range(min(MAX_WARM, _slots())):
+        ray.remote(num_cpus=1, max_retries=0)(_import).remote()
+
+
+def _import() -> None:
+    import pipelines.data.dataset
+    import pipelines.data.summary
+    import pipelines.data.writing  # noqa: F401
+
+
+def _slots() -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def in_order(results: Iterable[tuple[Unit, Any, Counts]], stage: Stage, total: Counts | None = None) -> Iterator[Any]:
@@ -340,8 +360,8 @@ def in_order(results: Iterable[tuple[Unit, Any, Counts]], stage: Stage, total: C
 def group_units(units: list[Unit], slots: int) -> list[list[Unit]]:
     """Put neighbouring units into tasks: large ones first, for each task costs, and small ones last, so that slots end together.
 
-    That is guided self-scheduling (Polychronopoulos and Kuck, 1987). A thousand tiny files are not a thousand tasks. Only the cost
-    depends on the grouping: results are per unit.
+    That is guided self-scheduling (Polychronopoulos and Kuck, 1987). A thousand tiny files are not a thousand tasks. Only the
+    cost depends on the grouping: results are per unit.
     """
     left = sum(unit.bytes for unit in units)
     smallest = max(left // MAX_TASKS, MIN_TASK_BYTES)

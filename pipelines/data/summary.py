@@ -158,10 +158,10 @@ def summarise(
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)
             samples.append(replace(summary, columns={}, states={}, held={}))
-    return _with_sample(total, columns, samples), counts
+    return _with_sample(total, samples), counts
 
 
-def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) -> Summary:
+def _with_sample(total: Summary, parts: list[Summary]) -> Summary:
     tables = [part.sample for part in parts if part.sample is not None]
     if not tables:
         return total
@@ -171,12 +171,31 @@ def _with_sample(total: Summary, columns: list[Column], parts: list[Summary]) ->
         kept = np.sort(np.argsort(hashes, kind="stable")[:SAMPLE_ROWS])  # in source order
         sample, hashes, total.places = sample.take(pa.array(kept)), hashes[kept], total.places[kept]
     total.sample, total.hashes = sample.combine_chunks(), hashes
-    for column in columns:
-        total.columns[column.name] = with_sample(total.columns[column.name], sample[column.name])
     for split, held in total.held.items():
-        table = pa.concat_tables(held.sample).combine_chunks()
-        total.held[split] = Held({name: with_sample(held.columns[name], table[name]) for name in held.columns}, [table])
-    return total
+        total.held[split] = replace(held, sample=[pa.concat_tables(held.sample).combine_chunks()])
+    return with_samples(total)
+
+
+def with_samples(summary: Summary) -> Summary:
+    """Give the statistics of each column its values in the row sample."""
+
+    def filled(columns: dict[str, Statistics], sample: pa.Table) -> dict[str, Statistics]:
+        return {name: with_sample(statistics, sample[name]) for name, statistics in columns.items()}
+
+    if summary.sample is None:
+        return summary
+    held = {split: Held(filled(found.columns, found.sample[0]), found.sample) for split, found in summary.held.items()}
+    return replace(summary, columns=filled(summary.columns, summary.sample), held=held)
+
+
+def without_samples(summary: Summary) -> Summary:
+    """The same before `with_samples`: each value of the sample is there once."""
+
+    def bare(columns: dict[str, Statistics]) -> dict[str, Statistics]:
+        return {name: replace(statistics, sample=type(statistics)().sample) for name, statistics in columns.items()}
+
+    held = {split: Held(bare(found.columns), found.sample) for split, found in summary.held.items()}
+    return replace(summary, columns=bare(summary.columns), held=held)
 
 
 def _gathered(preprocessor: Preprocessor, block: Block, target: str) -> dict[Key, State]:

@@ -19,6 +19,7 @@ from pipelines.data.source import Source
 from pipelines.errors import DataError, SpecError
 from pipelines.predict import predict
 from pipelines.prepare import prepare
+from pipelines.schema import decoded
 from pipelines.spec import DataSpec
 from pipelines.train import run
 from tests.local.test_pipeline import people, slots, spec_of
@@ -47,7 +48,7 @@ def test_a_query_gives_the_rows_schema_and_split_of_a_file(server: Postgres, tmp
     found, counts, reader = blocks_of(data_of(server), None, "bought")
 
     assert len(found) == 4 and counts.rows == 6000 and reader.raw == parquet.raw
-    assert pa.concat_tables([b.table for b in found]).equals(pa.concat_tables([b.table for b in expected]))
+    assert pa.concat_tables([b.table for b in found]).equals(pa.concat_tables([decoded(b.table) for b in expected]))
     assert [c for b in found for c in b.split.tolist()] == [c for b in expected for c in b.split.tolist()]
 
 

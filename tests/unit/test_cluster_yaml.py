@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from app.environment import serve_environment
+from app.environment import node_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_the_environment_is_that_of_a_session_and_is_read_before_ray_starts(clus
     exports = dict(shlex.split(line)[1].split("=", 1) for line in written.splitlines() if line.startswith("export "))
     exports.pop("PATH")
 
-    assert exports == serve_environment() | {"RAY_AUTH_MODE": "token"}
+    assert exports == node_environment() | {"RAY_AUTH_MODE": "token"}
     for kind in ("head", "worker"):
         assert all(command.startswith(". ~/heliostat.env; ") for command in cluster[f"{kind}_start_ray_commands"])
 
@@ -57,7 +57,7 @@ def test_the_shell_reads_the_environment_as_it_is_meant(cluster: dict[str, Any],
         )
 
     retry_on, path = shell.stdout.splitlines()
-    assert retry_on == serve_environment()["RAY_SERVE_HAPROXY_RETRY_ON"]
+    assert retry_on == node_environment()["RAY_SERVE_HAPROXY_RETRY_ON"]
     assert path == f"{tmp_path}/heliostat-venv/bin:/bin:/usr/bin"
 
 

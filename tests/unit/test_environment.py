@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.environment import has_token, make_token, private_environment, serve_environment
+from app.environment import has_token, make_token, node_environment, private_environment
 from app.ports import free_ports, refuse_taken
 from app.processes import OWNER, RAY_FOLDER, owned, sweep
 from app.session import store_path
@@ -27,7 +27,7 @@ def test_two_private_rays_share_no_port_and_no_path() -> None:
     shared = {name for name, value in first.items() if second[name] == value}
 
     assert not {name for name in shared if "PORT" in name or "_SOCKET" in name or "_LOC" in name or "_STATE" in name}
-    assert shared >= serve_environment().keys()
+    assert shared >= node_environment().keys()
 
 
 def test_what_the_user_has_set_wins_but_not_over_ports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     *["storage", "parsing", "schema", "expressions", "tasks", "metrics"],  # facts about data
     *["features", "models", "contract", "artifact"],  # what predicts
     *["runs", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
-    "training",
+    *["training", "design"],
     *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs
 ]
 HEAVY = {"ray", "torch", "lightgbm", "polars", "pandas", "pyarrow", "optuna", "fastapi", "numpy"}

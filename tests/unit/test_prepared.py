@@ -56,3 +56,40 @@ def test_ranks_read_every_row_once(tmp_path: Path) -> None:
     seen = [matrix[:, 0] for rank in range(3) for part in written.ranges("train", rank, 3) for matrix, _ in written.read(part)]
 
     assert np.concatenate(seen).tolist() == rows["f0"].to_pylist()
+
+
+def test_columns_are_kept_as_the_sample_shows_is_best(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    rows = 50_000
+    table = pa.table(
+        {
+            "f0": generator.normal(size=rows),  # nothing makes it shorter
+            "f1": generator.integers(0, 12, rows).astype(float),
+            "f2": np.where(generator.random(rows) < 0.7, np.nan, generator.normal(size=rows)),
+            "f3": np.round(generator.uniform(0, 5e6, rows)),  # whole numbers: half of their bytes are zero
+            "__target__": generator.integers(0, 2, rows).astype(float),
+        }
+    )
+
+    found = Encodings.of(table)
+
+    assert found.dictionary == ["f1", "f2", "__target__"]
+    assert found.compression == {"f0": "none", "f1": "none", "f2": "none", "f3": "lz4", "__target__": "none"}
+    sizes = {}
+    for name, encodings in {"chosen": found, "lz4": Encodings([], dict.fromkeys(table.column_names, "lz4"))}.items():
+        writer = ShardWriter(Folder.at(str(tmp_path)), name, table.schema, PrepareSpec(), encodings)
+        writer.add(table)
+        writer.close()
+        assert _bits(pq.read_table(tmp_path / f"{name}.parquet")) == _bits(table)
+        sizes[name] = (tmp_path / f"{name}.parquet").stat().st_size
+    assert sizes["chosen"] < sizes["lz4"]
+
+
+def _bits(table: pa.Table) -> list[bytes]:
+    return [column.to_numpy().tobytes() for column in table.columns]
+
+
+def test_a_sample_without_a_row_chooses_too() -> None:
+    empty = pa.table({"f0": np.empty(0)})
+
+    assert Encodings.of(empty) == Encodings(["f0"], {"f0": "none"})

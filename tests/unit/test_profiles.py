@@ -25,7 +25,7 @@ from pipelines.data.summary import Summarise, Summary, _with_sample
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, StringStatistics
 from pipelines.profiles import BINS, counts_between, distinct_of, edges_of, profile_column, profile_of
-from pipelines.schema import Schema
+from pipelines.schema import Schema, decoded
 from pipelines.spec import DataSpec
 from pipelines.tasks import Task
 
@@ -59,9 +59,11 @@ def summarised(folder: Path, share: float = 1.0, reverse: bool = False) -> tuple
     for part in parts:
         total.merge(part)
     frames = [
-        block.table.to_pandas().assign(split=block.split) for unit in source.units for block in reader.blocks(unit, Counts())
+        decoded(block.table).to_pandas().assign(split=block.split)
+        for unit in source.units
+        for block in reader.blocks(unit, Counts())
     ]
-    return _with_sample(total, columns, [replace(part, columns={}, held={}) for part in parts]), pd.concat(frames)
+    return _with_sample(total, [replace(part, columns={}, held={}) for part in parts]), pd.concat(frames)
 
 
 @pytest.fixture

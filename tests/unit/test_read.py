@@ -11,10 +11,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipelines.data.formats.reading import Piece
 from pipelines.data.infer import infer_schema, with_kinds
-from pipelines.data.read import Block, Counts, Reader, group_units
-from pipelines.data.source import Source
+from pipelines.data.read import MIN_TASK_BYTES, TASK_BYTES, Block, Counts, Reader, group_units
+from pipelines.data.source import Source, Unit
 from pipelines.errors import DataError, SpecError, UserError
 from pipelines.expressions import Derivation
 from pipelines.spec import DataSpec
@@ -125,6 +128,21 @@ def test_tiny_files_share_tasks_and_keep_their_order(tmp_path: Path) -> None:
     units = Source.open(DataSpec(source=str(tmp_path))).units
     tasks = group_units(units, slots=2)
     assert len(tasks) == 1 and [unit.index for task in tasks for unit in task] == list(range(50))
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(0, 400 << 20), min_size=1, max_size=300), slots=st.integers(1, 64))
+def test_tasks_keep_the_order_and_become_smaller(sizes: list[int], slots: int) -> None:
+    units = [Unit(i, None, Piece(0, 1, 1, size)) for i, size in enumerate(sizes)]  # type: ignore[arg-type]
+
+    tasks = group_units(units, slots)
+
+    assert [unit for task in tasks for unit in task] == units
+    left = sum(sizes)
+    for task in tasks:
+        # One unit may always be a task of its own; more of them are no more than a share of what is left.
+        assert len(task) == 1 or sum(unit.bytes for unit in task) <= max(MIN_TASK_BYTES, min(TASK_BYTES, left // (2 * slots)))
+        left -= sum(unit.bytes for unit in task)
 
 
 def test_globs_lists_and_given_splits(tmp_path: Path) -> None:

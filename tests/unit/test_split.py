@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.split import assign, identity_of_rows, identity_of_values, in_folds, in_sample, salted
+from pipelines.data.split import assign, grouped, identity_of_rows, identity_of_values, in_folds, in_sample, salted
 from pipelines.spec import SplitSpec
 
 NO_OWN: frozenset[str] = frozenset()
@@ -99,3 +99,13 @@ def test_files_given_to_a_split_stay_in_it() -> None:
     assert set(assign(SplitSpec(), rows, None, frozenset({"train", "test"}), "test").tolist()) == {2}
     # train has its own files, test too: only valid is taken from the train rows
     assert set(assign(SplitSpec(), rows, None, frozenset({"train", "test"}), "train").tolist()) == {0, 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers=st.lists(st.integers(0, 5), max_size=80))
+def test_rows_of_one_number_come_together_in_their_order(numbers: list[int]) -> None:
+    order, ends = grouped(np.array(numbers, np.int16), 6)
+
+    places = np.arange(len(numbers))[order]
+    for number in range(6):
+        assert places[ends[number] : ends[number + 1]].tolist() == [i for i, one in enumerate(numbers) if one == number]
