@@ -9,13 +9,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import ray
 from ray import ObjectRef
 from ray.data import Datasource
+from ray.data._internal import stats
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor, streaming_executor_state
+from ray.data._internal.execution.interfaces import ExecutionResources
+from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.data.block import BlockMetadata
 from ray.data.datasource.datasource import ReadTask
 
@@ -58,22 +65,54 @@ class UnitDatasource(Datasource):
 
 
 @contextlib.contextmanager
-def prompt() -> Iterator[None]:
-    """Let Ray Data look more often at what it has: which slots there are, and which tasks have ended.
+def tuned() -> Iterator[None]:
+    """Set for an execution what Ray Data has no setting for.
 
-    It asks for slots once a second, and the first answers of an execution are "none yet": for one to two seconds one task runs at
-    a time. It looks at its tasks ten times a second, which left a slot without work for 0.1 to 0.2 s after each of them.
+    It asks for slots once a second, and the first answers are "none yet": for one to two seconds one task runs at a time. It
+    looks at its tasks ten times a second, which leaves a slot without work for 0.1 to 0.2 s after each of them. And its first
+    execution waits for two actors, 1 to 2 s on two cores: where this process started Ray without a dashboard, one has nowhere to
+    show what it collects, and the other has no machine and nobody else to share slots with.
     """
-    from ray.data._internal.execution import streaming_executor_state as state
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S  # type: ignore[assignment]
-    state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = LOOK_S
+    replaced: list[tuple[Any, str, Any]] = [
+        (ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", LIMITS_S),
+        (streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", LOOK_S),
+    ]
+    node: Any = ray._private.worker._global_node
+    if node is not None and node.head and not node.webui_url:
+        replaced += [
+            (streaming_executor, "create_cluster_autoscaler", lambda *_, **__: OneMachine()),
+            (stats, "get_or_create_stats_actor", Unread),
+        ]
+    before = [getattr(where, name) for where, name, _ in replaced]
     try:
+        for where, name, value in replaced:
+            setattr(where, name, value)
         yield
     finally:
-        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = before
+        for (where, name, _), value in zip(replaced, before, strict=True):
+            setattr(where, name, value)
+
+
+class OneMachine(ClusterAutoscaler):
+    """All that a Ray of one machine has, which neither grows nor shrinks."""
+
+    def try_trigger_scaling(self) -> None:
+        pass
+
+    def on_executor_shutdown(self) -> None:
+        pass
+
+    def get_total_resources(self) -> ExecutionResources:
+        found: ExecutionResources = ExecutionResources.from_resource_dict(ray.cluster_resources())
+        return found
+
+
+class Unread:
+    """In place of the actor that collects figures for the dashboard: takes all of them, and gives a data set its name."""
+
+    def __getattr__(self, name: str) -> Any:
+        answer = uuid.uuid4().hex if name == "gen_dataset_id" else None
+        return SimpleNamespace(remote=lambda *_, **__: ray.put(answer))
 
 
 def read_units(shared: ObjectRef[tuple[Reader, Each]], units: list[Unit]) -> Iterator[pa.Table]:

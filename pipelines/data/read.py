@@ -306,20 +306,21 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
     """
     import ray.data
 
-    from pipelines.data.dataset import UnitDatasource, prompt
+    from pipelines.data.dataset import UnitDatasource, tuned
 
     tasks = group_units(source.units, _slots())
     # Once in the object store and not in every task: a Preprocessor with many categories is megabytes.
     shared = ray.put((reader, each))
-    dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
-    batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    with prompt(), contextlib.closing(batches):  # an error's traceback would hold the execution beyond the end of its Ray
-        for batch in batches:
-            for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
-                result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
-                if isinstance(result, UserError):
-                    raise result
-                yield source.units[index], result, counts
+    with tuned():
+        dataset = ray.data.read_datasource(UnitDatasource(shared, tasks), override_num_blocks=max(1, len(tasks)))
+        batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        with contextlib.closing(batches):  # an error's traceback would hold the execution beyond the end of its Ray
+            for batch in batches:
+                for index, payload in zip(batch["unit"].to_pylist(), batch["result"].to_pylist(), strict=True):
+                    result, counts = pickle.loads(payload)  # noqa: S301  # written a moment ago by our own task, never stored
+                    if isinstance(result, UserError):
+                        raise result
+                    yield source.units[index], result, counts
 
 
 def warm_up() -> None:
