@@ -42,9 +42,9 @@ def parse(values: pa.ChunkedArray, form: TextForm, target: pa.DataType, *, lenie
     return _checked(_only(texts, well_formed).cast(target), texts, form, lenient)
 
 
-def blank(values: pa.ChunkedArray) -> int:
-    """How many values say nothing."""
-    return int(_said(values).null_count)
+def is_blank(values: pa.Array) -> pa.Array:
+    """Which texts say nothing."""
+    return pc.is_null(_said(values))
 
 
 def _said(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.infer import Heads, heads_of, infer_schema
 from pipelines.data.source import Source
 from pipelines.expressions import Derivation, Predicate
-from pipelines.parsing import TO_ISO, TextForm, blank, parse
+from pipelines.parsing import TO_ISO, TextForm, is_blank, parse
 from pipelines.schema import ARROW, Column, Schema, Type, cast
 from pipelines.spec import DataSpec, Kind
 
@@ -42,6 +44,7 @@ TYPES_OF_KIND: Final[dict[Kind | None, tuple[Type, ...]]] = {
     "boolean": ("bool", "int64"),
     "datetime": ("timestamp",),
 }
+Times = npt.NDArray[np.int64]
 DATES: Final[tuple[TextForm, ...]] = ("iso", *TO_ISO)
 
 
@@ -114,6 +117,24 @@ class _Sample:
     def distinct(self) -> int:
         return int(pc.count_distinct(self.whole).as_py())
 
+    @cached_property
+    def texts(self) -> tuple[pa.Array, Times]:
+        """The different texts, and how often each stands there."""
+        found = pc.value_counts(self.whole)
+        return found.field("values"), found.field("counts").to_numpy()
+
+    def written(self, form: TextForm, type: Type) -> float:
+        """The share of the texts that have the form, of those that say something; 0 where none does."""
+        texts, times = self.texts
+        said = int(times[pc.invert(is_blank(texts)).to_numpy(zero_copy_only=False)].sum())
+        if form != "boolean":  # most texts begin like no number and no date
+            first = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), r"^[-.0-9]").to_numpy(zero_copy_only=False)
+            texts, times = texts.filter(pa.array(first)), times[first]
+        if not said or not len(texts):
+            return 0.0
+        parsed = parse(pa.chunked_array([texts]), form, ARROW[type], lenient=True)
+        return float(times[parsed.is_valid().to_numpy()].sum() / said)
+
     def is_named(self, words: frozenset[str]) -> bool:
         """Whether a word of the name is one of these; `storeId`, `store_id` and `STORE ID` have two."""
         spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", self.name)
@@ -138,12 +159,11 @@ def _of_texts(column: Column, sample: _Sample, given: Kind | None, lenient: bool
     """The column with the type that its texts are written as; where the Spec gives the kind, `lenient` lets some be no such."""
     if given in ("categorical", "text") or (given is None and column.kind == "text"):
         return column
-    texts = sample.whole
-    if given is None and (why := _is_code(sample, texts)):
+    if given is None and (why := _is_code(sample)):
         found.reasons[column.name] = why
         return column
     for type in TYPES_OF_KIND[given]:
-        forms = [form for form in _forms(type) if _written(texts, form, type) == 1]
+        forms = [form for form in _forms(type) if sample.written(form, type) == 1]
         if len(forms) > 1 and given is None:
             found.reasons[column.name] = f"dates, but {' and '.join(forms)} both fit; set data.kinds to take the first"
             return column
@@ -151,7 +171,7 @@ def _of_texts(column: Column, sample: _Sample, given: Kind | None, lenient: bool
             found.reasons[column.name] = f"texts that are {_WORDS[type]}{f' ({forms[0]})' if type == 'timestamp' else ''}"
             return Column(name=column.name, type=type, kind=_KINDS[type], text=forms[0])
     share, form, type = max(
-        ((_written(texts, form, type), form, type) for type in ("float64", "bool", "timestamp") for form in _forms(type)),
+        ((sample.written(form, type), form, type) for type in ("float64", "bool", "timestamp") for form in _forms(type)),
         key=lambda fit: fit[0],
     )
     if share >= MOSTLY and given is None:
@@ -162,9 +182,10 @@ def _of_texts(column: Column, sample: _Sample, given: Kind | None, lenient: bool
     return column
 
 
-def _is_code(sample: _Sample, texts: pa.ChunkedArray) -> str | None:
+def _is_code(sample: _Sample) -> str | None:
     """Why texts of digits stay texts."""
-    if _written(texts, "number", "float64") < 1:
+    texts, _ = sample.texts
+    if sample.written("number", "float64") < 1:
         return None
     if pc.any(pc.match_substring_regex(texts, LEADING_ZERO)).as_py():
         return "digits with leading zeros: codes"
@@ -183,13 +204,6 @@ def _of_integers(column: Column, sample: _Sample, found: Inference) -> Column:
         found.reasons[column.name] = f"{because}integers that are codes by the name, {len(distinct):,} different"
         return column.model_copy(update={"kind": "categorical"})
     return column
-
-
-def _written(texts: pa.ChunkedArray, form: TextForm, type: Type) -> float:
-    """The share of the texts that have the form, of those that say something; 0 where none does."""
-    parsed = parse(texts, form, ARROW[type], lenient=True)
-    said = len(texts) - blank(texts)
-    return (len(texts) - parsed.null_count) / said if said else 0.0
 
 
 def _forms(type: Type) -> tuple[TextForm, ...]:
