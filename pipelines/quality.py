@@ -262,7 +262,8 @@ def duplicate_rows(names: list[str], summary: Summary, target: str) -> Iterator[
         return
     columns = [*names, *([target] if target not in names else [])]
     train = row_hashes(summary.sample.select(columns))
-    again = len(train) - len(np.unique(train))
+    ordered = np.sort(train)
+    again = int((ordered[1:] == ordered[:-1]).sum())
     whole = "" if len(train) == summary.rows["train"] else f" of {len(train):,} sampled"
     if again:
         share = again / len(train)

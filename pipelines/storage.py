@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import urllib.parse
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -129,11 +131,17 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write one file, whole or not at all, and make the folders that it needs."""
+        with self.writing(name) as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """Open a file to write it, and make the folders that it needs; a local one has its name only once it is whole."""
         target = f"{self.path}/{name}"
         self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
         aside = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
         with self.filesystem.open_output_stream(aside) as file:
-            file.write(content)
+            yield file
         if aside != target:
             self.filesystem.move(aside, target)
 

@@ -34,10 +34,8 @@ CLASSES: Final = {
 
 def save(folder: Folder, value: Any) -> None:
     """Write a value of these dataclasses, containers, numbers, texts, numpy and Arrow arrays and tables."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+    with folder.writing(FILE) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(TREE, json.dumps(_Writer(archive).tree(value)))
-    folder.write_bytes(FILE, content.getvalue())
 
 
 def load(folder: Folder) -> Any:
