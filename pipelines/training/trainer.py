@@ -20,6 +20,7 @@ from pipelines.tasks import Task
 from pipelines.training.worker import STATE, Job, train_loop
 
 POLL_S = 0.25
+END_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ def fit(
             raise _explained(error) from error
         finally:
             if not done.done():  # Ctrl-C
-                ray.get(rendezvous.stop.remote())
-                concurrent.futures.wait([done])
+                with contextlib.suppress(ray.exceptions.RayError):  # the actor is gone with its node; what interrupted us is told
+                    ray.get(rendezvous.stop.remote(), timeout=END_S)
+                concurrent.futures.wait([done], timeout=END_S)
             ray.kill(rendezvous)
     assert result.checkpoint is not None, "a fit ends with a report that carries its model"
     left = Folder(result.checkpoint.filesystem, result.checkpoint.path)

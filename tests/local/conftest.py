@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,3 +20,10 @@ def session() -> Iterator[Session]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         with open_session("local", slots=4, object_store_mb=200) as session:
             yield session
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.2)

@@ -32,6 +32,7 @@ from pipelines.spec import FeaturesSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from serve.spec import ServeSpec
+from tests.local.conftest import wait_for
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -304,10 +305,3 @@ def cpu_seconds() -> list[float]:
     replicas = client.get_serve_details()["applications"]["houses"]["deployments"]["model"]["replicas"]
     stats = [Path(f"/proc/{replica['pid']}/stat").read_text().rpartition(")")[2].split() for replica in replicas]
     return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in stats]
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.2)
