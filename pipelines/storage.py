@@ -18,6 +18,8 @@ import pyarrow.fs
 
 from pipelines.errors import DataError, SpecError
 
+RETRY_LIMIT: Final = "retry_limit_seconds"
+GS_RETRY_S: Final = 30
 SECRETS: Final = frozenset({"password", "sslpassword"})  # that the query of a URI may hold
 
 
@@ -30,6 +32,8 @@ def open_location(location: str) -> tuple[pa.fs.FileSystem, str]:
     host, slash, path = rest.partition("/")
     # A glob's brackets are no characters of a URI; they come back in the path.
     encoded = f"{scheme}://{host}{slash}{path.replace('[', '%5B').replace(']', '%5D')}"
+    if scheme in ("gs", "gcs") and RETRY_LIMIT not in location:  # else an unreachable bucket is tried for a quarter of an hour
+        encoded += f"{'&' if '?' in encoded else '?'}{RETRY_LIMIT}={GS_RETRY_S}"
     try:
         filesystem, path = pa.fs.FileSystem.from_uri(encoded)
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
@@ -58,7 +62,7 @@ def check_no_secret(location: str, where: str = "") -> None:
 
 def one_line(error: BaseException) -> str:
     """The error's message on one line, without the part that Arrow adds about its own source."""
-    return " ".join(str(error).split(" Detail:")[0].split()) or type(error).__name__
+    return " ".join(str(error).split(" Detail:")[0].split(" error_info=")[0].split()) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import storage
 from pipelines.data.formats.reading import Piece
 from pipelines.data.infer import infer_schema, with_kinds
 from pipelines.data.read import MIN_TASK_BYTES, TASK_BYTES, Block, Counts, Reader, group_units
@@ -276,3 +277,13 @@ def test_text_that_is_no_number_ends_the_run_or_counts_as_missing(tmp_path: Path
         read(DataSpec(source=str(tmp_path)))
     table, _, _ = read(DataSpec(source=str(tmp_path), on_error="null"))
     assert table["a"].null_count == 1 and table["a"][5].as_py() == 5
+
+
+def test_a_bucket_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "GS_RETRY_S", 1)
+    source = "gs://anonymous@bucket/x?scheme=http&endpoint_override=127.0.0.1:1"  # nobody listens there
+
+    with pytest.raises(DataError, match="cannot be listed: .*UNAVAILABLE.*; check the URI and the credentials") as error:
+        Source.open(DataSpec(source=source))
+
+    assert "error_info" not in str(error.value)
