@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test servers format bench clean
+.PHONY: help setup demo lint check test servers format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -17,13 +17,15 @@ setup: $(STAMP) ## create .venv with the pinned set (PYTHON=python3.12 picks the
 demo: setup ## the flights example, from Parquet to a prediction over HTTP
 	$(BIN)/heliostat demo
 
-check: setup ## format, lint, types, layout and unit tests; under a minute
+check: lint ## lint, then the unit tests; a minute
+	$(BIN)/python -m pytest -q tests/unit
+
+lint: setup ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit
 
-test: check servers ## set-up, check, then all tests; what CI runs
+test: lint servers ## set-up, lint, then all tests; what CI runs
 	$(BIN)/python -m pytest tests
 
 servers: setup $(VENV)/s3/.complete ## what tests of sources talk to: PostgreSQL (Debian's, if root may install it), an S3 server
