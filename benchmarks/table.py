@@ -16,10 +16,10 @@ NULLS = 0.05
 DAY_US = 86_400_000_000
 
 
-def generate(folder: Path, rows: int) -> Path:
+def generate(folder: Path, rows: int, first_file: int = 0) -> Path:
     """Write it as Parquet files of 250,000 rows; file i is the same whatever `rows` is."""
     folder.mkdir(parents=True)
-    for i, first in enumerate(range(0, rows, ROWS_PER_FILE)):
+    for i, first in enumerate(range(0, rows, ROWS_PER_FILE), first_file):
         _part(i).head(rows - first).write_parquet(folder / f"{i:05d}.parquet")
     return folder
 
