@@ -3,9 +3,9 @@
     python -m benchmarks.train_lightgbm [--rows 1000000 4000000] [--repeat 3] [--peers ray dask spark]
 
 The table of benchmarks.prepare, 100 rounds, 63 leaves, 255 bins. heliostat is timed on a Ray that runs already, on its first
-piece of work. Every side imports its libraries before the clock starts, trains on all rows, and is scored on 250,000 others; "with
-start" has the whole command. The peers are an optional extra: pip install -e '.[peers]' (Spark needs a Java besides). Prints one
-table and writes benchmarks/results/train_lightgbm.json.
+piece of work. Every side imports its libraries before the clock starts, trains on all rows, and is scored on 250,000 others;
+"with start" has the whole command. The peers are an optional extra: pip install -e '.[peers]' (Spark needs a Java besides).
+Prints one table and writes benchmarks/results/train_lightgbm.json.
 """
 
 from __future__ import annotations
