@@ -105,7 +105,7 @@ def surroundings_kept() -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     # Parts of Ray set their own loggers' level when they are imported; all but Ray Serve write through the handlers of `ray`.
     ray_log, serve_log = logging.getLogger("ray"), logging.getLogger("ray.serve")
-    level, handlers = ray_log.level, {handler: handler.level for handler in ray_log.handlers}
+    level, serve_level, handlers = ray_log.level, serve_log.level, {handler: handler.level for handler in ray_log.handlers}
     for handler in handlers:
         handler.setLevel(logging.ERROR)
     serve_log.addFilter(_is_error)  # it clears its handlers, and leaves a filter
@@ -114,6 +114,7 @@ def surroundings_kept() -> Iterator[None]:
     finally:
         serve_log.removeFilter(_is_error)
         ray_log.setLevel(level)  # `ray.init` sets it
+        serve_log.setLevel(serve_level)
         for handler, handler_level in handlers.items():
             handler.setLevel(handler_level)
         for name in [name for name in os.environ if concerned(name) and name not in before]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -52,19 +54,30 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def end_threads(kept: list[threading.Thread]) -> None:
     """End the threads that still use Ray, all but `kept`: a call after Ray's shutdown ends the process on the spot, with 1.
 
-    Ray Data leaves a parked `Prefetcher` behind for each dataset; it does not wake up again. Forgotten executions go first:
-    collected later, they call a Ray that is gone, and Ray starts a new one for them.
+    Ray Data leaves a parked `Prefetcher` behind for each dataset, and gRPC one thread that polls; neither calls Ray. Forgotten
+    executions go first: collected later, they call a Ray that is gone, and Ray starts a new one for them.
     """
     gc.collect()
     executor = getattr(sys.modules.get("ray.data._internal.execution.streaming_executor"), "StreamingExecutor", ())
     ours = [thread for thread in threading.enumerate() if thread not in (*kept, threading.current_thread())]
-    ours = [thread for thread in ours if thread.name != "Prefetcher"]
+    ours = [thread for thread in ours if not any(name in thread.name for name in ("Prefetcher", "_poll_wrapper"))]
     for thread in ours:
         if isinstance(thread, executor):
             thread.shutdown(force=True)
+    _end_routers()
     deadline = time.monotonic() + TIMEOUT_S
     for thread in ours:
         thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _end_routers() -> None:
+    """End the loop of Ray Serve's handles: every ten seconds it tells Serve of their load, and so would start a new Ray."""
+    router: Any = getattr(sys.modules.get("ray.serve._private.router"), "SingletonThreadRouter", None)
+    loop = getattr(router, "_asyncio_loop", None)
+    if loop is not None:
+        router._asyncio_loop = None  # a later session makes its own
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # until the session is over: that the loop is gone is no error
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def ray_processes() -> list[psutil.Process]:

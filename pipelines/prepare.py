@@ -110,13 +110,13 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
     started = time.monotonic()
-    warm_up()
     design = Design.of(spec, progress)
     place = design.address
     folder = cache_of(spec.store) / place.key
     progress.note(f"cache {explain(spec.store, place, spec.name)}")
     if folder.exists(MANIFEST):
         return Prepared.open(folder, reused=True, seconds=time.monotonic() - started)
+    warm_up()
     with ThreadPoolExecutor(1) as aside:  # what only describes the data is worked out while they are transformed
         _prepare(design, folder, aside, progress)
     pa.default_memory_pool().release_unused()  # the sample is done with, and a fit follows that needs the memory

@@ -324,7 +324,7 @@ def stream(source: Source, reader: Reader, each: Each) -> Iterator[tuple[Unit, A
 
 
 def warm_up() -> None:
-    """Let a worker for each slot import what reading needs, in a second or two, while the source is still looked at."""
+    """Let a worker for each slot import what reading needs, in a second or two, while this process does."""
     import ray
 
     for _ in range(min(MAX_WARM, _slots())):

@@ -203,6 +203,34 @@ def test_ctrl_c_leaves_no_process(pressed_when: str) -> None:
     assert errors == ""
 
 
+def test_nothing_of_a_served_models_handle_outlives_the_session() -> None:
+    script = """
+        with open_session(slots=2, object_store_mb=100, serve_port=int(sys.argv[1])):
+            import threading
+            import ray.serve
+            from ray.serve._private.router import SingletonThreadRouter
+
+            @ray.serve.deployment(ray_actor_options={"num_cpus": 0.1})
+            class Echo:
+                async def __call__(self, text):
+                    return text
+
+            handle = ray.serve.run(Echo.bind(), name="echo", route_prefix="/echo")
+            before = threading.active_count()
+            handle._init(_run_router_in_separate_loop=True)
+            assert handle.remote("hello").result() == "hello"
+            loop = SingletonThreadRouter._asyncio_loop
+            assert loop.is_running() and threading.active_count() > before
+        left = [thread.name for thread in threading.enumerate() if "_poll_wrapper" not in thread.name]
+        print(json.dumps([loop.is_running(), left]))
+    """
+
+    answer = run(script, str(free_ports(1)))
+
+    # Its loop would tell Serve of the load in ten seconds, and so start a new Ray.
+    assert json.loads(answer.splitlines()[-1]) == [False, ["MainThread"]]
+
+
 def test_two_sessions_serve_on_one_machine() -> None:
     script = """
         port, name = int(sys.argv[1]), sys.argv[2]
