@@ -16,6 +16,7 @@ from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.errors import DataError
 from pipelines.progress import SILENT, Progress
+from pipelines.schema import decoded
 from pipelines.scoring import loaded, reader_for
 from pipelines.spec import DataSpec, SplitSpec
 from pipelines.storage import Folder
@@ -104,8 +105,8 @@ class Answer:
         try:
             for block in blocks:
                 answers = artifact.predict_table(block.table)
-                kept = {column: block.table[column] for column in self.keep}
-                table = pa.table({**kept, **{column: answers[column] for column in answers.column_names}})
+                kept = decoded(block.table.select(self.keep))
+                table = pa.table({column: found[column] for found in (kept, answers) for column in found.column_names})
                 if writer is None:
                     writer = pq.ParquetWriter(f"{self.folder.path}/{name}", table.schema, filesystem=self.folder.filesystem)
                 writer.write_table(table)

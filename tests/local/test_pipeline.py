@@ -180,13 +180,13 @@ def test_frames_of_all_kinds_and_rows_get_equal_answers(made: Any, data: Path) -
 
 def test_predict_answers_every_row_in_order(made: Any, data: Path, tmp_path: Path) -> None:
     _, done = made
-    result = predict(done.path, str(data), str(tmp_path / "out"), keep=["id", "bought"])
+    result = predict(done.path, str(data), str(tmp_path / "out"), keep=["id", "bought", "city"])
     frame = pl.read_parquet(data)
     manifest = json.loads((tmp_path / "out/_manifest.json").read_text())
     answers = pl.concat([pl.read_parquet(tmp_path / "out" / entry["file"]) for entry in manifest["files"]])
     assert result.rows == manifest["rows"] == len(answers) == 6000
-    assert answers.columns == ["id", "bought", "label", "probability"]
-    assert answers["id"].equals(frame["id"])
+    assert answers.columns == ["id", "bought", "city", "label", "probability"]
+    assert answers.select("id", "bought", "city").equals(frame.select("id", "bought", "city"))
     assert answers["probability"].equals(Artifact.load(done.path).predict(frame)["probability"])
     with pytest.raises(DataError, match="has predictions already"):
         predict(done.path, str(data), str(tmp_path / "out"))
