@@ -203,10 +203,9 @@ def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | 
 
 def importance_lines(importance: Mapping[str, Any]) -> list[str]:
     """The columns that the model makes most of, as a table: shares of each measure, and the mean contribution to a raw score."""
-    columns = importance.get("columns") or []
-    if not columns:
+    if not importance:
         return []
-    measures = [name for name in columns[0] if name not in ("name", "columns")]
+    columns, measures = importance["columns"], importance["measures"]
     totals = {name: sum(column[name] for column in columns) for name in measures}
 
     def cell(column: Mapping[str, Any], measure: str) -> str:

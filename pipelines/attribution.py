@@ -127,6 +127,7 @@ class Attribution:
         order = sorted(range(len(self.origins)), key=lambda i: [-values[i] for values in measures.values()])
         return {
             "rows": rows,
+            "measures": list(measures),
             "columns": [
                 {"name": self.origins[i].name, "columns": list(self.origins[i].columns)}
                 | {measure: float(values[i]) for measure, values in measures.items()}

@@ -101,7 +101,9 @@ class LightGBM:
 
     def predict(self, matrix: Matrix) -> Matrix:
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
-        return np.asarray(self.booster.predict(matrix, raw_score=True, **threads))
+        outputs = self.booster.num_model_per_iteration()
+        shape = (len(matrix), outputs) if outputs > 1 else (len(matrix),)  # of no row too, of which LightGBM gives (0,)
+        return np.asarray(self.booster.predict(matrix, raw_score=True, **threads)).reshape(shape)
 
     def save(self, folder: Path) -> None:
         (folder / "model.txt").write_text(self.booster.model_to_string(num_iteration=-1))
