@@ -256,6 +256,25 @@ def test_whatever_the_rows_hold_contributions_sum_to_the_raw_score(artifact: Art
     )
 
 
+def test_http_answers_the_same_contributions(artifact: Artifact) -> None:
+    import asyncio
+
+    import httpx
+
+    from serve.routes import build_app
+
+    rows = [{"age": 31.5, "city": "Bern", "street": "Rue A", "sold": "2021-03-04T05:06:07"}, {"rooms": 3}]
+    app = build_app(replace(artifact, profile={"examples": rows, "columns": {}}), "houses")
+
+    async def asked() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await client.post("/v2/models/houses/predict?explain=true", json={"rows": rows})
+
+    answers = asyncio.run(asked()).json()["predictions"]
+
+    assert answers == artifact.predict_rows(rows, explain=True)
+
+
 def test_no_row_has_no_contributions(artifact: Artifact) -> None:
     assert artifact.predict_rows([], explain=True) == []
     empty = artifact.predict(houses(3).slice(0, 0), explain=True)
