@@ -163,6 +163,9 @@ def predict_source(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Copy a column of the source.", show_default=False)
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also write what each column contributes to each answer.", show_default=False)
+    ] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
@@ -176,7 +179,7 @@ def predict_source(
     from pipelines.predict import predict
 
     with output(as_json) as out, open_ray(address), origins.blaming():
-        found = predict(str(run.artifact), source, to, keep=keep or [], data=spec.data, progress=out.progress)
+        found = predict(str(run.artifact), source, to, keep=keep or [], explain=explain, data=spec.data, progress=out.progress)
         print_predictions(run, found, out)
 
 
@@ -327,6 +330,6 @@ def _look(what: str, references: list[str], store: str | None, sets: list[str] |
             case []:
                 output.print_list(found.list(), out)
             case [run]:
-                output.print_run(run, out)
+                output.print_run(run, out, importance=run.importance)
             case [first, second]:
                 compare.print_differences(first, second, out)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FINDINGS = 10
 """How many are printed."""
+COLUMNS = 10
+"""Of the importance, likewise."""
 ORDER = ("prepare", "train", "valid", "test", "evaluate")
 
 
@@ -61,8 +63,8 @@ def output(as_json: bool) -> Iterator[Output]:
         os.close(kept)
 
 
-def print_run(run: Run, out: Output) -> None:
-    """Print a complete run; the JSON is its record."""
+def print_run(run: Run, out: Output, *, importance: Mapping[str, Any] | None = None) -> None:
+    """Print a complete run; the JSON is its record, with the importance of its columns where it is given."""
     record = run.record
     task, workers, seconds = record.get("task") or {}, record.get("workers") or [], record.get("seconds") or {}
     lines = [
@@ -73,9 +75,11 @@ def print_run(run: Run, out: Output) -> None:
         _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
         *metric_lines(run.metrics, task.get("metric")),
         _line("path", run.path),
+        *importance_lines(importance or {}),
         *finding_lines(record.get("findings") or []),
     ]
-    out.result({**record, "run": run.id, "path": run.path}, lines)
+    more = {} if importance is None else {"importance": importance}
+    out.result({**record, "run": run.id, "path": run.path} | more, lines)
 
 
 def print_prepared(prepared: Prepared, out: Output) -> None:
@@ -195,6 +199,23 @@ def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | 
         return []
     rows = [[name, *(number(metrics[split].get(name)) for split in splits)] for name in names]
     return [_line(name, line) for name, line in zip(["metrics"] + [""] * len(rows), table(["", *splits], rows), strict=True)]
+
+
+def importance_lines(importance: Mapping[str, Any]) -> list[str]:
+    """The columns that the model makes most of, as a table: shares of each measure, and the mean contribution to a raw score."""
+    if not importance:
+        return []
+    columns, measures = importance["columns"], importance["measures"]
+    totals = {name: sum(column[name] for column in columns) for name in measures}
+
+    def cell(column: Mapping[str, Any], measure: str) -> str:
+        if measure == "contribution":
+            return f"{column[measure]:.4g}"
+        return f"{column[measure] / totals[measure]:.1%}" if totals[measure] else "-"
+
+    rows = [[column["name"], *(cell(column, measure) for measure in measures)] for column in columns[:COLUMNS]]
+    more = [f"and {len(columns) - COLUMNS} more in importance.json"] if len(columns) > COLUMNS else []
+    return ["", *table(["COLUMN", *(measure.upper() for measure in measures)], rows), *more]
 
 
 def finding_lines(findings: list[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
     artifact/
         manifest.json    format version, run, sha256 of every file below; written last
         schema.json preprocessor.json task.json profile.json quality.json
+        importance.json  of a family that can tell
         model/           the family's own files
 
 The same code predicts over a Dataset, over HTTP and in a notebook; it needs no Ray.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from pipelines.attribution import ANSWERS, IMPORTANCE, Attribution
 from pipelines.contract import Contract, table_to_frame
 from pipelines.errors import ArtifactError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
+from pipelines.models.model import Explaining, Matrix
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
 from pipelines.storage import Folder
@@ -48,6 +51,8 @@ class Artifact:
     task: Task
     model: Any
     profile: dict[str, Any]
+    importance: dict[str, Any] | None = None
+    """Each column's part in the model (see `attribution.py`), the largest first; None where that is not known."""
 
     @classmethod
     def load(cls, location: str | Folder, *, model: bool = True) -> Artifact:
@@ -72,6 +77,7 @@ class Artifact:
                 task=Task.model_validate(read("task.json")),
                 model=family.load(local / "model") if model else None,
                 profile=read("profile.json"),
+                importance=read(IMPORTANCE) if IMPORTANCE in manifest["files"] else None,
             )
 
     @property
@@ -97,35 +103,78 @@ class Artifact:
         """Return the rows of a request in canonical values, or raise `InputError` that names row and column."""
         return self._contract.check_rows(rows)
 
-    def predict_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Answer JSON rows; a few go through the row path, many through the block path, with equal bits."""
+    def predict_rows(self, rows: list[Any], *, explain: bool = False) -> list[dict[str, Any]]:
+        """Answer JSON rows; a few go through the row path, many through the block path, with equal bits.
+
+        With `explain` each answer has its `base` and `contributions` besides; see `explained`.
+        """
         checked = self.check_rows(rows)
         if not checked:
             return []
         if len(checked) > ROW_PATH_ROWS or self.schema.derive:
-            return self.task.answers(self.scores(self._contract.to_table(checked)))
-        matrix = np.array([self.preprocessor.transform_row(row) for row in checked], np.float64)
-        return self.task.answers(self.model.predict(matrix))
+            matrix = self.matrix(self._contract.to_table(checked))
+        else:
+            matrix = np.array([self.preprocessor.transform_row(row) for row in checked], np.float64)
+        answers = self.task.answers(self.model.predict(matrix))
+        if not explain:
+            return answers
+        reasons = [row for some in self.attribution.contributions(self.explaining, matrix) for row in some.rows()]
+        return [answer | reason for answer, reason in zip(answers, reasons, strict=True)]
 
-    def predict(self, frame: Any) -> Any:
+    def predict(self, frame: Any, *, explain: bool = False) -> Any:
         """Answer a pandas, Polars or Arrow frame, or a list of dicts, in kind: columns `label`, `probability` and so on.
 
-        Raises `InputError` where a column is missing or has another type than it had in training.
+        With `explain` there are `base` and `contributions` besides; see `explained`. Raises `InputError` where a column is
+        missing or has another type than it had in training.
         """
         if isinstance(frame, list | Mapping):
-            return self.predict_rows(list(frame) if isinstance(frame, list) else [frame])
-        return table_to_frame(self.predict_table(self._contract.frame_to_table(frame)), like=frame)
+            return self.predict_rows(list(frame) if isinstance(frame, list) else [frame], explain=explain)
+        table = self._contract.frame_to_table(frame)
+        answers = pa.concat_tables(self.explained(table)) if explain else self.predict_table(table)
+        return table_to_frame(answers, like=frame)
 
     def predict_table(self, table: pa.Table) -> pa.Table:
         """Answer canonical rows."""
         return self.task.decode(self.scores(table))
 
-    def scores(self, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Raw scores of canonical rows."""
-        result: np.ndarray[Any, np.dtype[np.float64]] = self.model.predict(
-            self.preprocessor.matrix(self._derivation.apply(table))
+    def explained(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Answer canonical rows and say what each column contributes; yields so many consecutive rows at a time as memory allows.
+
+        `base` and the `contributions`, a number per column or group, sum to the raw score: the log-odds of a binary task, of each
+        class before the softmax, the value of a regression. Raises `ArtifactError` for a family that has no contributions.
+        """
+        matrix = self.matrix(table)
+        start = 0
+        for some in self.attribution.contributions(self.explaining, matrix):
+            answers = self.task.decode(self.model.predict(matrix[start : start + len(some.base)]))
+            start += len(some.base)
+            reasons = some.table()
+            for name in ANSWERS:
+                answers = answers.append_column(name, reasons[name])
+            yield answers
+
+    @property
+    def explaining(self) -> Explaining:
+        """The model, if it can say what its answers come from; else raises `ArtifactError`."""
+        if isinstance(self.model, Explaining):
+            return self.model
+        family = type(self.model).__name__
+        raise ArtifactError(
+            f"{self.name} ({self.version}) cannot be explained: {family} models have no contributions; leave explain out"
         )
+
+    @cached_property
+    def attribution(self) -> Attribution:
+        return Attribution.of(self.preprocessor, self.task)
+
+    def scores(self, table: pa.Table) -> Matrix:
+        """Raw scores of canonical rows."""
+        result: Matrix = self.model.predict(self.matrix(table))
         return result
+
+    def matrix(self, table: pa.Table) -> Matrix:
+        """The features of canonical rows: (rows, features)."""
+        return self.preprocessor.matrix(self._derivation.apply(table))
 
 
 def _fetch(folder: Folder, local: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.artifact import Artifact
+from pipelines.attribution import ANSWERS
 from pipelines.data.files import is_database
 from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
@@ -39,17 +40,20 @@ def predict(
     out: str,
     *,
     keep: list[str] | None = None,
+    explain: bool = False,
     data: DataSpec | None = None,
     progress: Progress = SILENT,
 ) -> Predictions:
-    """Answer every row of a source and write the answers to a folder, `keep` columns first.
+    """Answer every row of a source and write the answers to a folder, `keep` columns first; with `explain` also their reasons.
 
     Rows keep the order of the source and none is left out. The folder is complete when it has `_manifest.json`, which names the
     files in order; a folder that is already complete is refused, what an interrupted run left is written anew. `data` says how
     to read the source (format, options, derive); its `where` does not act here.
     """
     started = time.monotonic()
-    described = Artifact.load(artifact, model=False)
+    described = Artifact.load(artifact, model=explain)
+    if explain:
+        _check_explained(described, keep or [])
     reading = (
         DataSpec(source=source)
         if data is None
@@ -61,7 +65,7 @@ def predict(
     files = Source.open(reading)
     reader = reader_for(described, files, reading, target=None, keep=keep or [])
     folder = _fresh(Folder.at(out))
-    each = Answer(artifact, described.version, tuple(keep or []), folder)
+    each = Answer(artifact, described.version, tuple(keep or []), explain, folder)
     with progress.stage("predict", total=files.rows) as stage:
         parts = [part for part in in_order(stream(files, reader, each), stage) if part[1]]
     rows = sum(count for _, count in parts)
@@ -75,6 +79,14 @@ def predict(
         },
     )
     return Predictions(str(folder), rows, time.monotonic() - started)
+
+
+def _check_explained(artifact: Artifact, keep: list[str]) -> None:
+    """Raise the error of a family that has no contributions before anything is read."""
+    assert artifact.explaining
+    taken = [name for name in keep if name in ANSWERS]
+    if taken:
+        raise DataError(f"--keep: '{taken[0]}' is also what --explain calls one of its columns; leave one of the two out")
 
 
 def _fresh(folder: Folder) -> Folder:
@@ -96,6 +108,7 @@ class Answer:
     artifact: str
     version: str
     keep: tuple[str, ...]
+    explain: bool
     folder: Folder
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> tuple[str, int]:
@@ -103,10 +116,7 @@ class Answer:
         name, rows = f"part-{unit.index:05d}.parquet", 0
         writer: Any = None
         try:
-            for block in blocks:
-                answers = artifact.predict_table(block.table)
-                kept = decoded(block.table.select(self.keep))
-                table = pa.table({column: found[column] for found in (kept, answers) for column in found.column_names})
+            for table in self._answered(artifact, blocks):
                 if writer is None:
                     writer = pq.ParquetWriter(f"{self.folder.path}/{name}", table.schema, filesystem=self.folder.filesystem)
                 writer.write_table(table)
@@ -115,3 +125,11 @@ class Answer:
             if writer is not None:
                 writer.close()
         return name, rows
+
+    def _answered(self, artifact: Artifact, blocks: Iterator[Block]) -> Iterator[pa.Table]:
+        for block in blocks:
+            kept, start = decoded(block.table.select(self.keep)), 0
+            for answers in artifact.explained(block.table) if self.explain else [artifact.predict_table(block.table)]:
+                beside = kept.slice(start, answers.num_rows)
+                yield pa.table({column: found[column] for found in (beside, answers) for column in found.column_names})
+                start += answers.num_rows

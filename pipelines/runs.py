@@ -17,6 +17,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.attribution import IMPORTANCE
 from pipelines.errors import ArtifactError, did_you_mean
 from pipelines.storage import Folder
 from pipelines.tasks import SCORES
@@ -63,6 +64,12 @@ class Run:
     @property
     def artifact(self) -> Folder:
         return self.folder / "artifact"
+
+    @property
+    def importance(self) -> dict[str, Any] | None:
+        """What is in the artifact about the columns' part in the model; None where it does not say."""
+        found: dict[str, Any] | None = self.artifact.read_json(IMPORTANCE) if self.artifact.exists(IMPORTANCE) else None
+        return found
 
     @property
     def metrics(self) -> dict[str, dict[str, float | None]]:

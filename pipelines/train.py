@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.artifact import write_manifest
+from pipelines.attribution import IMPORTANCE, Attribution
 from pipelines.errors import SpecError, did_you_mean
 from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
 from pipelines.explain import checked
+from pipelines.models.model import Explaining
 from pipelines.notation import to_yaml
 from pipelines.prepare import PARTS, Prepared, prepare
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.runs import Run
 from pipelines.spec import PipelineSpec
+from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.trainer import Fit, Team, fit
 from pipelines.training.worker import STATE
@@ -112,7 +117,20 @@ def _write_artifact(made: Run, spec: PipelineSpec, prepared: Prepared, left: Fit
     for name in left.model.files():
         if name != STATE and not name.startswith("."):
             made.artifact.write_bytes(f"model/{name}", left.model.read_bytes(name))
+    _write_importance(made.artifact, spec.model.type, prepared)
     write_manifest(made.artifact, name=spec.name, run=made.id, model=spec.model.type)
+
+
+def _write_importance(artifact: Folder, family: str, prepared: Prepared) -> None:
+    """Keep what each column is to the model, where the family can tell."""
+    found = load(MODELS, family, "model.type")
+    if not issubclass(found, Explaining):
+        return
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        (artifact / "model").fetch(Path(path))
+        model = found.load(Path(path))
+    attribution = Attribution.of(prepared.preprocessor, prepared.task)
+    artifact.write_json(IMPORTANCE, attribution.importance(model, prepared.shards.sample()))
 
 
 def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str, float]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def model_part(artifact: Artifact, name: str, limits: LimitsSpec) -> dict[str, A
     paths = {
         base: {"get": _get("Inputs and outputs with their types and shapes", name, _object(name=_STRING, versions=_STRINGS))},
         f"{base}/ready": {"get": _get("Whether the model answers", name, _object(name=_STRING, ready={"type": "boolean"}))},
-        f"{base}/predict": {"post": _post("Predict rows", name, "Rows", "Predictions")},
+        f"{base}/predict": {"post": _post("Predict rows", name, "Rows", "Predictions") | {"parameters": [_EXPLAIN]}},
         f"{base}/infer": {"post": _post("Predict tensors (Open Inference Protocol)", name, "InferRequest", "InferResponse")},
     }
     return {"paths": paths, "schemas": schemas}
@@ -130,6 +130,14 @@ def _predictions(artifact: Artifact) -> dict[str, Any]:
         answer = _object(label=label, probability=probability)
     else:
         answer = _object(label=label, probabilities={"type": "object", "additionalProperties": probability})
+    # Only where the request asks for them, so not required.
+    base, contributions = (
+        number,
+        _numbers("What each column, or group of columns, adds to the raw score; it is `base` and these."),
+    )
+    if task.type == "multiclass":
+        base, contributions = _numbers("By class"), {"type": "object", "additionalProperties": contributions}
+    answer["properties"] |= {"base": base, "contributions": contributions}
     return _object(model=_STRING, version=_STRING, predictions={"type": "array", "items": answer})
 
 
@@ -169,11 +177,21 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _numbers(description: str) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"type": "number"}, "description": description}
+
+
 def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 _STRING = {"type": "string"}
+_EXPLAIN = {
+    "name": "explain",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "Also answer what each column contributes to the raw score; fewer rows are taken, for this takes time.",
+}
 _STRINGS = {"type": "array", "items": _STRING}
 _TENSOR = {
     "type": "object",

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import orjson
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from pipelines.errors import InputError
+from pipelines.errors import ArtifactError, InputError
 from serve import auth, openapi, tensors
 from serve.body import Body, Headers
 from serve.errors import RequestError, one_shape, respond
@@ -89,6 +90,9 @@ class ModelApp:
         operation = self._operations.get(scope["path"])
         try:
             auth.require(headers.authorization, self.tokens)
+            query = scope.get("query_string")
+            if query and operation == self._predict and _explains(query):
+                operation = self._explain
             if operation is not None:
                 answer = await self._answer(operation, scope, headers, body)
         except RequestError as error:
@@ -121,7 +125,7 @@ class ModelApp:
             await asyncio.sleep(0)
             async with asyncio.timeout(self.limits.timeout_s):
                 content = await body.read(self.limits.body_bytes)
-                if len(content) < self._inline_bytes:
+                if len(content) < self._inline_bytes and operation != self._explain:
                     return operation(content)
                 return await asyncio.get_running_loop().run_in_executor(self._pool, operation, content)
         except TimeoutError:
@@ -133,25 +137,52 @@ class ModelApp:
             self._in_flight -= 1
 
     def _predict(self, body: bytes) -> bytes:
-        request = _parse(body)
-        rows = request.get("rows")
-        if not isinstance(rows, list):
-            raise RequestError(422, "the body has no list under 'rows'", expected='{"rows": [{"column": value, ...}, ...]}')
-        return orjson.dumps({"model": self.name, "version": self.artifact.version, "predictions": self._answers(rows)})
+        return self._predictions(self._answers(_rows(body)))
+
+    def _explain(self, body: bytes) -> bytes:
+        """`_predict` with what each column contributes, of as many rows as there is time for: what is begun is not broken off."""
+        try:
+            seconds = self.artifact.explaining.explain_s()
+        except ArtifactError as error:
+            raise RequestError(422, str(error), found="explain=true") from None
+        rows = _rows(body)
+        most = max(1, int(self.limits.timeout_s / max(seconds, 1e-9)))
+        if len(rows) > most:
+            expected = f"at most {most} rows"
+            raise RequestError(413, "there are too many rows to explain in one request", found=len(rows), expected=expected)
+        return self._predictions(self._answers(rows, explain=True))
+
+    def _predictions(self, answers: list[dict[str, Any]]) -> bytes:
+        return orjson.dumps({"model": self.name, "version": self.artifact.version, "predictions": answers})
 
     def _infer(self, body: bytes) -> bytes:
         request = _parse(body)
         rows = tensors.rows_of(request, self.artifact.inputs)
         return orjson.dumps(tensors.response(self.artifact, self.name, self._answers(rows), request))
 
-    def _answers(self, rows: list[Any]) -> list[dict[str, Any]]:
+    def _answers(self, rows: list[Any], **how: bool) -> list[dict[str, Any]]:
         most = self.limits.rows
         if len(rows) > most:
             raise RequestError(413, "there are too many rows in one request", found=len(rows), expected=f"at most {most} rows")
         try:
-            return self.artifact.predict_rows(rows) if rows else []
+            return self.artifact.predict_rows(rows, **how) if rows else []
         except InputError as error:
             raise RequestError.of_input(error) from None
+
+
+def _explains(query: bytes) -> bool:
+    """Whether the query asks for contributions; other parameters are ignored, as other columns are."""
+    wanted = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("explain", ["false"])
+    if wanted not in (["true"], ["false"]):
+        raise RequestError(422, "the query parameter 'explain' is wrong", found=", ".join(wanted)[:80], expected="true or false")
+    return wanted == ["true"]
+
+
+def _rows(body: bytes) -> list[Any]:
+    rows = _parse(body).get("rows")
+    if not isinstance(rows, list):
+        raise RequestError(422, "the body has no list under 'rows'", expected='{"rows": [{"column": value, ...}, ...]}')
+    return rows
 
 
 def _parse(body: bytes) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class FittedStep:
     """As in the Spec."""
     reads: list[int]
     transform: Transform
+    group: str | None = None
+    """Of which it reads the columns; None for a step on one column."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Fitting:
             transform = planned.transform.fit(planned.params, *statistics, **more)
         except DataError as error:
             raise DataError(f"features: step '{planned.name}' {where}: {error}") from None
-        step, first = FittedStep(planned.name, reads, transform), len(self.slots)
+        step, first = FittedStep(planned.name, reads, transform, **named), len(self.slots)
         self.steps.append(step)
         outputs = transform.outputs(*[self.slots[slot][0] for slot in reads], **named)
         places = {"places": self.places} if transform.cross_fitted else {}

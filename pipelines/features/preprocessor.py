@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,14 @@ from pipelines.tasks import Task
 WHERE: Final = "preprocessor.json: step"
 STRIPE: Final = 4096
 """Rows of a matrix that are filled at a time, so that they stay in the processor's cache."""
+
+
+class Origin(NamedTuple):
+    """What a feature comes from: a raw or derived column, or a group."""
+
+    name: str
+    columns: tuple[str, ...]
+    """All of them where it is a group."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,20 @@ class Preprocessor:
             for key, wanted in self.wanted.items()
         }
 
+    @cached_property
+    def origins(self) -> list[Origin]:
+        """What each feature comes from; the order is that of the features."""
+        slots = [(Feature(name=column.name, kind=column.kind), Origin(column.name, (column.name,))) for column in self.inputs]
+        for step in self.steps:
+            features, origins = zip(*[slots[read] for read in step.reads], strict=True)
+            if step.transform.joins:
+                columns = tuple(dict.fromkeys(name for origin in origins for name in origin.columns))
+                origin, named = Origin(step.group or "+".join(columns), columns), {"group": ""}
+            else:
+                [origin], named = origins, {}
+            slots += [(feature, origin) for feature in step.transform.outputs(*features, **named)]
+        return [slots[slot][1] for slot in self.slots]
+
     @property
     def cross_fitted(self) -> bool:
         """Whether train rows need their `places` to be transformed."""
@@ -139,7 +161,11 @@ class Preprocessor:
         return {
             # How a file writes a value is of no account here: the same table as text and typed gives the same bits.
             "inputs": [column.model_dump(exclude={"text"}) for column in self.inputs],
-            "steps": [{"step": step.name, "reads": step.reads, "state": step.transform.state()} for step in self.steps],
+            "steps": [
+                {"step": step.name, "reads": step.reads, "state": step.transform.state()}
+                | ({"group": step.group} if step.group is not None else {})
+                for step in self.steps
+            ],
             "features": [feature.model_dump() for feature in self.features],
             "slots": self.slots,
         }
@@ -149,7 +175,9 @@ class Preprocessor:
         return cls(
             [Column.model_validate(column) for column in content["inputs"]],
             [
-                FittedStep(step["step"], step["reads"], transform_class(step["step"], WHERE).from_state(step["state"]))
+                FittedStep(
+                    step["step"], step["reads"], transform_class(step["step"], WHERE).from_state(step["state"]), step.get("group")
+                )
                 for step in content["steps"]
             ],
             [Feature.model_validate(feature) for feature in content["features"]],

@@ -101,7 +101,9 @@ class LightGBM:
 
     def predict(self, matrix: Matrix) -> Matrix:
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
-        return np.asarray(self.booster.predict(matrix, raw_score=True, **threads))
+        outputs = self.booster.num_model_per_iteration()
+        shape = (len(matrix), outputs) if outputs > 1 else (len(matrix),)  # of no row too, of which LightGBM gives (0,)
+        return np.asarray(self.booster.predict(matrix, raw_score=True, **threads)).reshape(shape)
 
     def save(self, folder: Path) -> None:
         (folder / "model.txt").write_text(self.booster.model_to_string(num_iteration=-1))
@@ -119,3 +121,19 @@ class LightGBM:
         import lightgbm as lgb
 
         return cls(lgb.Booster(model_str=text))
+
+    def explain_s(self) -> float:
+        """TreeSHAP takes about 0.3 us for a row and a split (measured with 63 and 127 leaves)."""
+        return 0.3e-6 * float(self.booster.feature_importance("split").sum())
+
+    def importance(self) -> dict[str, Matrix]:
+        """What splits on a feature took from the loss, and how many there are."""
+        return {measure: np.asarray(self.booster.feature_importance(measure), np.float64) for measure in ("gain", "split")}
+
+    def contributions(self, matrix: Matrix) -> Matrix:
+        """TreeSHAP (Lundberg et al., 2020), given which share of the train rows went down each branch."""
+        shape = (len(matrix), self.booster.num_model_per_iteration(), self.booster.num_feature() + 1)
+        if not len(matrix):
+            return np.empty(shape)  # LightGBM divides by the number of rows
+        threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 8 else {}
+        return np.asarray(self.booster.predict(matrix, pred_contrib=True, **threads)).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -44,3 +44,21 @@ class Model(Protocol):
 
     @classmethod
     def load(cls, folder: Path) -> Self: ...
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """What a family may have besides, all of it or nothing: what the model and its answers rest on, by feature."""
+
+    def explain_s(self) -> float:
+        """Seconds that a core takes for the contributions to one row, about; derived from the model, not measured."""
+
+    def importance(self) -> dict[str, Matrix]:
+        """Measures of what the model makes of each feature, (features,) each, the main one first."""
+
+    def contributions(self, matrix: Matrix) -> Matrix:
+        """What each feature adds to each raw score, and what they are added to: (rows, outputs, features + 1).
+
+        The last entry is the same in all rows. Along the last axis they sum to the raw score. A row has the same bits alone and
+        among others; there may be no row.
+        """

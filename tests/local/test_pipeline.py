@@ -192,6 +192,41 @@ def test_predict_answers_every_row_in_order(made: Any, data: Path, tmp_path: Pat
         predict(done.path, str(data), str(tmp_path / "out"))
 
 
+def test_predict_explains_each_answer_by_the_columns(made: Any, data: Path, tmp_path: Path) -> None:
+    _, done = made
+    source = tmp_path / "some.parquet"
+    frame = pl.read_parquet(data)[:700]
+    frame.write_parquet(source, row_group_size=200)
+
+    result = predict(done.path, str(source), str(tmp_path / "out"), keep=["id"], explain=True)
+
+    manifest = json.loads((tmp_path / "out/_manifest.json").read_text())
+    answers = pl.concat([pl.read_parquet(tmp_path / "out" / entry["file"]) for entry in manifest["files"]])
+    assert result.rows == len(answers) == 700 and answers["id"].equals(frame["id"])
+    assert answers.columns == ["id", "label", "probability", "base", "contributions"]
+    assert sorted(answers["contributions"].struct.fields) == ["age", "city", "member", "seen", "visits"]
+    odds = answers["base"] + answers["contributions"].struct.unnest().sum_horizontal()
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds.to_numpy())), answers["probability"], rtol=1e-9)
+    artifact = Artifact.load(done.path)
+    assert answers.drop("id").equals(artifact.predict(frame, explain=True))
+    plain = predict(done.path, str(source), str(tmp_path / "plain"))
+    assert pl.read_parquet(f"{plain.path}/*.parquet").equals(answers.select("label", "probability"))
+    with pytest.raises(DataError, match="--keep: 'base' is also what --explain calls one of its columns"):
+        predict(done.path, str(source), str(tmp_path / "other"), keep=["base"], explain=True)
+
+
+def test_a_run_knows_what_each_column_is_to_its_model(made: Any) -> None:
+    _, done = made
+    importance = json.loads((Path(done.path) / "artifact/importance.json").read_text())
+    booster = lgb.Booster(model_file=str(Path(done.path) / "artifact/model/model.txt"))
+    assert Artifact.load(done.path).importance == importance == done.importance
+    assert {column["name"] for column in importance["columns"]} == {"age", "city", "member", "seen", "visits"}
+    assert sum(column["split"] for column in importance["columns"]) == booster.feature_importance("split").sum()
+    gain = sum(column["gain"] for column in importance["columns"])
+    assert gain == pytest.approx(booster.feature_importance("gain").sum(), rel=1e-12)
+    assert importance["rows"] == 1000 and importance["columns"][0]["contribution"] > 0
+
+
 def test_predict_is_absent_when_it_fails_and_goes_on_afterwards(made: Any, data: Path, tmp_path: Path) -> None:
     _, done = made
     source = tmp_path / "source"

@@ -301,6 +301,28 @@ def test_runs_are_listed_shown_and_compared(call: Callable[..., Ended]) -> None:
     assert call("runs", "list", "--json").out.startswith('{"runs": [')
 
 
+def test_a_shown_run_tells_what_its_columns_are_to_the_model(call: Callable[..., Ended]) -> None:
+    from app.spec import load_spec
+
+    columns = [
+        {"name": f"c{i}", "columns": [f"c{i}"], "gain": 96.0 if i == 0 else 0.25, "split": 4.0, "contribution": 0.5 / (i + 1)}
+        for i in range(12)
+    ]
+    importance = {"rows": 200, "measures": ["gain", "split", "contribution"], "columns": columns}
+    without, run = complete_run(load_spec(["flights.yaml"])), complete_run(load_spec(["flights.yaml"]))
+    run.artifact.write_json("importance.json", importance)
+
+    lines = call("runs", "show", run.id).out.splitlines()
+
+    at = lines.index("COLUMN  GAIN   SPLIT  CONTRIBUTION")
+    assert lines[at + 1].split() == ["c0", "97.2%", "8.3%", "0.5"]
+    assert lines[at + 10].split() == ["c9", "0.3%", "8.3%", "0.05"]
+    assert lines[at + 11] == "and 2 more in importance.json"
+    assert json.loads(call("runs", "show", run.id, "--json").out)["importance"] == importance
+    assert "COLUMN" not in call("runs", "show", without.id).out
+    assert "importance" not in json.loads(call("runs", "show", without.id, "--json").out)
+
+
 def test_the_cache_is_listed_and_pruned(call: Callable[..., Ended]) -> None:
     from tests.unit.test_cache import address, keep
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 LAYERS = [
     *["errors", "progress", "registry", "spec", "explain", "notation"],  # words
     *["storage", "parsing", "schema", "expressions", "tasks", "metrics"],  # facts about data
-    *["features", "models", "contract", "artifact"],  # what predicts
+    *["features", "models", "attribution", "contract", "artifact"],  # what predicts
     *["runs", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
     *["training", "design"],
     *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs

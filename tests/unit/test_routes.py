@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines.artifact import Artifact
 from pipelines.contract import Contract
+from pipelines.errors import ArtifactError
 from pipelines.schema import Column, Schema
 from pipelines.tasks import Task
 from serve import auth
@@ -129,6 +130,76 @@ def test_rows_are_answered_in_order() -> None:
 )
 def test_what_the_contract_allows_is_answered(row: dict[str, Any]) -> None:
     assert predict({"rows": [row]}).json()["predictions"] == [{"label": False, "probability": 0.4}]
+
+
+class Explained(FakeArtifact):
+    """It takes a second to say that all is due to the rooms."""
+
+    @property
+    def explaining(self) -> Any:
+        return self
+
+    def explain_s(self) -> float:
+        return 1.0
+
+    def predict_rows(self, rows: list[Any], *, explain: bool = False) -> list[dict[str, Any]]:
+        more = {"base": 0.25, "contributions": {"rooms": 0.5}} if explain else {}
+        return [answer | more for answer in super().predict_rows(rows)]
+
+
+def explain(query: str, rows: int, artifact: FakeArtifact, **limits: Any) -> httpx.Response:
+    return ask(app_of(artifact, limits=LimitsSpec(**limits)), "POST", f"{MODEL}/predict{query}", json={"rows": [ROW] * rows})
+
+
+@pytest.mark.parametrize(
+    ("query", "explained"),
+    [("", False), ("?explain=false", False), ("?explain=true", True), ("?other=%FF&explain=true", True), ("?other=true", False)],
+)
+def test_contributions_are_answered_where_they_are_asked_for(query: str, explained: bool) -> None:
+    [answer] = explain(query, 1, Explained()).json()["predictions"]
+
+    assert ("contributions" in answer, "base" in answer) == (explained, explained)
+    assert answer["probability"] == 0.4
+
+
+def test_contributions_never_hold_up_the_event_loop() -> None:
+    artifact, threads = Explained(), list[str]()
+    artifact.during = lambda: threads.append(threading.current_thread().name)
+    app = app_of(artifact)
+    for query in ("", "?explain=true"):
+        ask(app, "POST", f"{MODEL}/predict{query}", json={"rows": [ROW]})
+
+    assert [name.startswith("predict") for name in threads[-2:]] == [False, True]
+
+
+@pytest.mark.parametrize("query", ["?explain=yes", "?explain", "?explain=true&explain=false", "?explain=%FF%00"])
+def test_another_way_to_ask_for_contributions_is_refused(query: str) -> None:
+    response = explain(query, 1, Explained())
+
+    assert response.status_code == 422
+    assert error_of(response)["expected"] == "true or false"
+
+
+def test_more_rows_than_there_is_time_to_explain_are_refused() -> None:
+    assert explain("?explain=true", 3, Explained(), timeout_s=3.5).status_code == 200
+    response = explain("?explain=true", 4, Explained(), timeout_s=3.5)
+
+    assert response.status_code == 413
+    assert error_of(response) == {
+        "message": "there are too many rows to explain in one request", "found": 4, "expected": "at most 3 rows",
+    }  # fmt: skip
+    assert explain("", 4, Explained(), timeout_s=3.5).status_code == 200
+
+
+def test_a_model_without_contributions_says_so() -> None:
+    class Plain(FakeArtifact):
+        @property
+        def explaining(self) -> Any:
+            raise ArtifactError("houses cannot be explained")
+
+    response = explain("?explain=true", 1, Plain())
+
+    assert (response.status_code, error_of(response)["message"]) == (422, "houses cannot be explained")
 
 
 def test_no_rows_have_no_predictions() -> None:
