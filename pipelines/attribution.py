@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.preprocessor import Origin, Preprocessor
+from pipelines.features.preprocessor import Preprocessor, Root
 from pipelines.models.model import Explaining, Matrix
 from pipelines.schema import category_text
 from pipelines.tasks import Task
@@ -84,27 +84,26 @@ class Contributions:
 class Attribution:
     """From features to the columns and groups that they come from."""
 
-    origins: list[Origin]
+    roots: list[Root]
     """In the order of their first features; no two have the same name."""
     of_feature: list[int]
-    """The place in `origins` of each feature."""
+    """The place in `roots` of each feature."""
     outputs: int
     classes: list[str] | None
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, task: Task) -> Attribution:
-        distinct = list(dict.fromkeys(preprocessor.origins))
-        same = Counter(origin.name for origin in distinct)
+        distinct = list(dict.fromkeys(preprocessor.roots))
+        same = Counter(root.name for root in distinct)
         named = [  # a group may be called like a column
-            origin if same[origin.name] == 1 else Origin(f"{origin.name} ({', '.join(origin.columns)})", origin.columns)
-            for origin in distinct
+            root if same[root.name] == 1 else Root(f"{root.name} ({', '.join(root.columns)})", root.columns) for root in distinct
         ]
         classes = [category_text(value) for value in task.classes or []] if task.type == "multiclass" else None
-        return cls(named, [distinct.index(origin) for origin in preprocessor.origins], task.outputs, classes)
+        return cls(named, [distinct.index(root) for root in preprocessor.roots], task.outputs, classes)
 
     def contributions(self, model: Explaining, matrix: Matrix) -> Iterator[Contributions]:
         """Yield those of a few rows of the matrix after the others', so many that 32 MiB hold them feature by feature."""
-        names = [origin.name for origin in self.origins]
+        names = [root.name for root in self.roots]
         rows = max(1, BYTES // (8 * self.outputs * (matrix.shape[1] + 1)))
         for start in range(0, max(1, len(matrix)), rows):  # of no row once
             found = model.contributions(matrix[start : start + rows])
@@ -124,12 +123,12 @@ class Attribution:
             chosen = np.arange(rows) * len(sample) // rows
             total = sum(np.abs(found.values).sum(axis=(0, 1)) for found in self.contributions(model, sample[chosen]))
             measures["contribution"] = np.asarray(total) / rows
-        order = sorted(range(len(self.origins)), key=lambda i: [-values[i] for values in measures.values()])
+        order = sorted(range(len(self.roots)), key=lambda i: [-values[i] for values in measures.values()])
         return {
             "rows": rows,
             "measures": list(measures),
             "columns": [
-                {"name": self.origins[i].name, "columns": list(self.origins[i].columns)}
+                {"name": self.roots[i].name, "columns": list(self.roots[i].columns)}
                 | {measure: float(values[i]) for measure, values in measures.items()}
                 for i in order
             ],
@@ -137,7 +136,7 @@ class Attribution:
 
     def _sums(self, by_feature: Matrix) -> Matrix:
         """Add up the last axis; one addition after the other, so that a row has the same bits alone and among others."""
-        total = np.zeros((*by_feature.shape[:-1], len(self.origins)))
-        for feature, origin in enumerate(self.of_feature):
-            total[..., origin] += by_feature[..., feature]
+        total = np.zeros((*by_feature.shape[:-1], len(self.roots)))
+        for feature, root in enumerate(self.of_feature):
+            total[..., root] += by_feature[..., feature]
         return total

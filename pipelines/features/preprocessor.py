@@ -29,7 +29,7 @@ STRIPE: Final = 4096
 """Rows of a matrix that are filled at a time, so that they stay in the processor's cache."""
 
 
-class Origin(NamedTuple):
+class Root(NamedTuple):
     """What a feature comes from: a raw or derived column, or a group."""
 
     name: str
@@ -104,17 +104,17 @@ class Preprocessor:
         }
 
     @cached_property
-    def origins(self) -> list[Origin]:
+    def roots(self) -> list[Root]:
         """What each feature comes from; the order is that of the features."""
-        slots = [(Feature(name=column.name, kind=column.kind), Origin(column.name, (column.name,))) for column in self.inputs]
+        slots = [(Feature(name=column.name, kind=column.kind), Root(column.name, (column.name,))) for column in self.inputs]
         for step in self.steps:
-            features, origins = zip(*[slots[read] for read in step.reads], strict=True)
+            features, roots = zip(*[slots[read] for read in step.reads], strict=True)
             if step.transform.joins:
-                columns = tuple(dict.fromkeys(name for origin in origins for name in origin.columns))
-                origin, named = Origin(step.group or "+".join(columns), columns), {"group": ""}
+                columns = tuple(dict.fromkeys(name for root in roots for name in root.columns))
+                root, named = Root(step.group or "+".join(columns), columns), {"group": ""}
             else:
-                [origin], named = origins, {}
-            slots += [(feature, origin) for feature in step.transform.outputs(*features, **named)]
+                [root], named = roots, {}
+            slots += [(feature, root) for feature in step.transform.outputs(*features, **named)]
         return [slots[slot][1] for slot in self.slots]
 
     @property

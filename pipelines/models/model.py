@@ -59,6 +59,6 @@ class Explaining(Protocol):
     def contributions(self, matrix: Matrix) -> Matrix:
         """What each feature adds to each raw score, and what they are added to: (rows, outputs, features + 1).
 
-        The last entry is the same in all rows. Along the last axis they sum to the raw score. A row has the same bits alone and
-        among others; there may be no row.
+        The last entry is the same in all rows. Along the last axis they sum to the raw score: what `predict` says, before the
+        link where it is behind one. A row has the same bits alone and among others; there may be no row.
         """

@@ -20,7 +20,7 @@ from pipelines import attribution
 from pipelines.artifact import Artifact, write_manifest
 from pipelines.attribution import Attribution
 from pipelines.errors import ArtifactError
-from pipelines.features.preprocessor import Origin, Preprocessor
+from pipelines.features.preprocessor import Preprocessor, Root
 from pipelines.models.boosting import LightGBM
 from pipelines.models.model import Matrix
 from pipelines.schema import Column, Schema
@@ -140,33 +140,33 @@ def summed(answers: list[dict[str, Any]]) -> Matrix:
 
 
 def test_a_feature_is_of_its_column_or_of_its_group(preprocessor: Preprocessor) -> None:
-    found = dict(zip((feature.name for feature in preprocessor.features), preprocessor.origins, strict=True))
+    found = dict(zip((feature.name for feature in preprocessor.features), preprocessor.roots, strict=True))
 
-    assert {found[name] for name in found if name.startswith("sold__")} == {Origin("sold", ("sold",))}
+    assert {found[name] for name in found if name.startswith("sold__")} == {Root("sold", ("sold",))}
     assert len([name for name in found if name.startswith("sold__")]) == 5
-    assert {origin for name, origin in found.items() if name.startswith("note")} == {Origin("note", ("note",))}
-    assert {origin for name, origin in found.items() if name.startswith("month")} == {Origin("month", ("month",))}
-    assert found["city"] == found["city__target_mean"] == Origin("city", ("city",))
-    assert found["place"] == Origin("place", ("city", "street"))
-    assert found["kept"] == Origin("kept", ("sold", "built"))
-    assert found["size__0"] == found["size__1"] == Origin("size", ("age", "rooms"))
-    assert found["age"] == Origin("age", ("age",)) and found["age__difference"] == Origin("age", ("rooms", "age"))
+    assert {root for name, root in found.items() if name.startswith("note")} == {Root("note", ("note",))}
+    assert {root for name, root in found.items() if name.startswith("month")} == {Root("month", ("month",))}
+    assert found["city"] == found["city__target_mean"] == Root("city", ("city",))
+    assert found["place"] == Root("place", ("city", "street"))
+    assert found["kept"] == Root("kept", ("sold", "built"))
+    assert found["size__0"] == found["size__1"] == Root("size", ("age", "rooms"))
+    assert found["age"] == Root("age", ("age",)) and found["age__difference"] == Root("age", ("rooms", "age"))
     # What a group's imputation says of one column is of that column.
-    assert found["age__missing__impute"] == found["age__missing"] == Origin("age", ("age",))
+    assert found["age__missing__impute"] == found["age__missing"] == Root("age", ("age",))
 
 
 def test_a_stored_preprocessor_knows_it_too(preprocessor: Preprocessor) -> None:
     content = json.loads(json.dumps(preprocessor.to_json()))
 
-    assert Preprocessor.from_json(content).origins == preprocessor.origins
+    assert Preprocessor.from_json(content).roots == preprocessor.roots
     for step in content["steps"]:
         step.pop("group", None)
-    nameless = {origin.name for origin in Preprocessor.from_json(content).origins if len(origin.columns) > 1}
+    nameless = {root.name for root in Preprocessor.from_json(content).roots if len(root.columns) > 1}
     assert nameless == {"city+street", "sold+built", "age+rooms", "rooms+age"}, "an artifact that has no names of groups"
 
 
 def test_names_are_each_there_once(binary: Artifact) -> None:
-    assert sorted(origin.name for origin in binary.attribution.origins) == sorted(
+    assert sorted(root.name for root in binary.attribution.roots) == sorted(
         [*(name for name in NAMES if name not in ("age", "age (age, rooms)")), "age (age)", "age (rooms, age)"]
     )
 
@@ -183,6 +183,26 @@ def test_base_and_contributions_sum_to_the_raw_score(artifact: Artifact) -> None
     assert raw.shape[1] == artifact.task.outputs and raw.std() > 0.1
     np.testing.assert_allclose(summed(answers.to_pylist()), raw, rtol=1e-9, atol=1e-9)
     assert answers.drop(["base", "contributions"]).equals(artifact.predict(table)), "the answers themselves stay as they are"
+
+
+@pytest.mark.parametrize("boosting", ["gbdt", "dart", "rf"])
+def test_however_the_trees_were_boosted_contributions_sum_to_what_they_say(preprocessor: Preprocessor, boosting: str) -> None:
+    table = houses()
+    matrix = preprocessor.matrix(table)
+    settings = {
+        "objective": "binary",
+        "boosting": boosting,
+        "verbosity": -1,
+        "num_leaves": 7,
+        "bagging_fraction": 0.7,
+        "bagging_freq": 1,
+    }
+    booster = lgb.train(settings, lgb.Dataset(matrix, table["target"].to_numpy() > 30), 20)
+    model = LightGBM.of_text(booster.model_to_string())
+
+    found = model.contributions(matrix).sum(axis=2)[:, 0]
+
+    np.testing.assert_allclose(found, model.predict(matrix), rtol=1e-9, atol=1e-9)
 
 
 def test_a_columns_contribution_is_the_sum_over_its_features(artifact: Artifact) -> None:
@@ -317,7 +337,7 @@ class Fake:
         return np.concatenate([matrix, np.ones((len(matrix), 1))], axis=1)[:, None, :]
 
 
-FAKED = Attribution([Origin("a", ("a",)), Origin("b", ("b",))], [0, 1, 0], 1, None)
+FAKED = Attribution([Root("a", ("a",)), Root("b", ("b",))], [0, 1, 0], 1, None)
 
 
 def test_contributions_are_asked_for_as_many_rows_as_32_mib_hold() -> None:
@@ -385,7 +405,7 @@ def test_importance_by_column_is_the_sum_over_its_features(artifact: Artifact) -
     assert {by_name["same"][measure] for measure in ("gain", "split", "contribution")} == {0.0}
     parts = artifact.attribution.contributions(artifact.explaining, artifact.matrix(table))
     mean = np.abs(np.concatenate([part.values for part in parts])).sum(axis=1).mean(axis=0)
-    place = [origin.name for origin in artifact.attribution.origins].index("place")
+    place = [root.name for root in artifact.attribution.roots].index("place")
     assert found["rows"] == 600 and by_name["place"]["contribution"] == pytest.approx(mean[place], rel=1e-9)
 
 
