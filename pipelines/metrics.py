@@ -1,8 +1,9 @@
 """How good are raw scores? The metrics of a task, from small states that can be merged.
 
 Every worker and every read unit adds its rows to a `Metrics` of its own; only states travel, and merging them in source
-order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae, r2 and the mean of a regression's own loss
-are exact. auc and average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc is within 1e-4.
+order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae, r2 and the mean of a regression's own
+loss are exact. auc and average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc
+is within 1e-4.
 
 A metric that the rows do not define (auc where a class is missing, r2 of a constant, anything of no rows or of NaN scores)
 is None, which JSON can say.
@@ -149,29 +150,33 @@ def loss_of(loss: Loss, target: Array, value: Array) -> Array:
     Not finite where a deviance is not defined: for negative targets, and for values of 0 and below.
     """
     with np.errstate(all="ignore"):
-        return LOSSES[loss.name](target, value, loss.parameter)
+        return np.asarray(LOSSES[loss.name](target, value, loss.parameter))
 
 
 def _huber(target: Array, value: Array, delta: Any) -> Array:
     error = np.abs(value - target)
-    return np.where(error <= delta, error * error / 2, delta * (error - delta / 2))
+    result: Array = np.where(error <= delta, error * error / 2, delta * (error - delta / 2))
+    return result
 
 
 def _fair(target: Array, value: Array, scale: Any) -> Array:
     error = np.abs(value - target)
-    return np.asarray(scale * error - scale * scale * np.log1p(error / scale))
+    result: Array = scale * error - scale * scale * np.log1p(error / scale)
+    return result
 
 
 def _poisson(target: Array, value: Array, _: Any = None) -> Array:
     known = np.where(target == 0, 0.0, target * np.log(target / value))  # the limit at 0
-    return np.asarray(2 * (known - target + value))
+    result: Array = 2 * (known - target + value)
+    return result
 
 
 def _tweedie(target: Array, value: Array, power: Any) -> Array:
     if power == 1:
         return _poisson(target, value)
     a, b = 1 - power, 2 - power
-    return np.asarray(2 * (target**b / (a * b) - target * value**a / a + value**b / b))
+    result: Array = 2 * (target**b / (a * b) - target * value**a / a + value**b / b)
+    return result
 
 
 LOSSES: Final[dict[str, Callable[[Array, Array, Any], Array]]] = {

@@ -39,7 +39,7 @@ class Loss(Frozen):
 
     name: Literal["mae", "huber", "fair", "pinball", "mape", "poisson_deviance", "gamma_deviance", "tweedie_deviance"]
     parameter: float | None = None
-    """huber: the error from where on it is linear; fair: its scale; pinball: the quantile; tweedie_deviance: the variance power."""
+    """huber: the error up to which it is square; fair: its scale; pinball: the quantile; tweedie_deviance: its variance power."""
 
 
 class Task(Frozen):

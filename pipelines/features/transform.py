@@ -37,7 +37,7 @@ Value: TypeAlias = float | str | None
 W = TypeVar("W", bound=str)
 
 Order = Literal["rising", "constant"]
-"""How an output goes along with the input: it never falls while that rises, or it hangs on no more than whether that is missing."""
+"""How an output goes along with its input: never falls while that rises, or only tells whether that is missing."""
 Form = Literal["numeric", "boolean", "datetime", "categorical", "text", "code"]
 TEXT: Final[frozenset[Form]] = frozenset({"categorical", "text"})
 """The forms that are texts; the others are numbers."""

@@ -19,19 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.metrics import Metrics
-from pipelines.models.boosting import LightGBM, LightGBMParams
+from pipelines.models.boosting import LightGBM
+from pipelines.models.boosting_params import LightGBMParams
 from pipelines.models.model import Matrix
 from pipelines.tasks import Task
 
 if TYPE_CHECKING:
     from pipelines.training.worker import Worker
-
-OURS: Final = {"rounds", "early_stopping", "metric", "eval_every", "max_category"}  # the parameters that are not LightGBM's
-
-
-LOSSES: Final = {"binary": "logloss", "multiclass": "logloss", "regression": "rmse"}
-OBJECTIVES: Final = {"binary": "binary", "multiclass": "multiclass", "regression": "regression"}
-
 
 ROW_WISE_BYTES: Final = 128 << 20
 
@@ -42,7 +36,7 @@ class Boosting:
     def __init__(self, params: LightGBMParams, task: Task, worker: Worker) -> None:
         self._params, self._task, self._worker = params, task, worker
         self._start = worker.start
-        self._metric = params.metric or LOSSES[task.type]
+        self._metric = params.metric or task.loss_metric
         self._best_step: int | None = worker.start.state.get("best_step") if worker.start else None
         self._best: float | None = worker.start.state.get("best") if worker.start else None
 
@@ -73,13 +67,8 @@ class Boosting:
         return self._worker.total_rows("train") // self._worker.size * len(self._worker.columns)
 
     def _settings(self) -> dict[str, Any]:
-        settings = {name: value for name, value in self._params.model_dump().items() if name not in OURS}
-        if self._task.type == "multiclass":
-            settings["num_class"] = self._task.outputs
-        if self._task.type != "binary":
-            del settings["scale_pos_weight"]
+        settings = self._params.settings(self._task, self._worker.columns, self._start.step if self._start else 0)
         return settings | {
-            "objective": OBJECTIVES[self._task.type],
             "metric": "none",
             "tree_learner": "data" if self._worker.size > 1 else "serial",
             "pre_partition": True,
@@ -111,8 +100,9 @@ class Boosting:
         dataset = lgb.Dataset(rows, reference=reference, params=reference.get_params())
         dataset.construct()
         dataset.set_label(np.concatenate(rows.targets) if rows.targets else np.array([]))
-        if self._start is not None:
-            scores = [self._start.model.predict(matrix) for matrix, _ in self._worker.batches(split)]
+        if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
+            assert isinstance(self._start.model, LightGBM)
+            scores = [self._start.model.raw(matrix) for matrix, _ in self._worker.batches(split)]
             if scores:
                 dataset.set_init_score(np.concatenate(scores).ravel(order="F"))
         return dataset
@@ -133,7 +123,7 @@ class Boosting:
         return value > than if self._task.higher_is_better(self._metric) else value < than
 
     def _add(self, metrics: Metrics, probabilities: Matrix, data: lgb.Dataset) -> list[tuple[str, float, bool]]:
-        """LightGBM hands over answers, not raw scores; the logarithm brings them back."""
+        """LightGBM hands over answers, not raw scores; the logarithm brings logits back."""
         if self._task.type == "regression":
             metrics.add(np.asarray(data.get_label()), probabilities)
         else:
