@@ -45,8 +45,10 @@ class LightGBM:
 
     def __init__(self, booster: lgb.Booster) -> None:
         self.booster = booster
-        found = re.search(r"^objective=(\S+)", booster.model_to_string(num_iteration=1), flags=re.M)
+        head = booster.model_to_string(num_iteration=1)
+        found = re.search(r"^objective=(\S+)", head, flags=re.M)
         self._logits = found is None or found[1] in LOGITS
+        self._averaged = re.search(r"^average_output$", head, flags=re.M) is not None
 
     @classmethod
     def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
@@ -88,13 +90,14 @@ class LightGBM:
 
     def predict(self, matrix: Matrix) -> Matrix:
         """Logits, or values on the target's scale: what LightGBM's own `predict` says, which is not raw where there is a link."""
-        return self._predict(matrix, raw_score=self._logits)
+        return self.raw(matrix) if self._logits else self._predict(matrix)
 
     def raw(self, matrix: Matrix) -> Matrix:
-        """The sum of the trees (rf: their mean), which training goes on from; the logarithm of the value with poisson."""
-        return self._predict(matrix, raw_score=True)
+        """The sum of the trees, of a forest their mean: logits, values, or the logarithms of values (poisson, gamma, tweedie)."""
+        scores = self._predict(matrix, raw_score=True)
+        return scores / self.rounds if self._averaged else scores  # LightGBM averages answers, and leaves raw scores a sum
 
-    def _predict(self, matrix: Matrix, *, raw_score: bool) -> Matrix:
+    def _predict(self, matrix: Matrix, *, raw_score: bool = False) -> Matrix:
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
         return np.asarray(self.booster.predict(matrix, raw_score=raw_score, **threads))
 
