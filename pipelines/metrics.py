@@ -1,8 +1,9 @@
 """How good are raw scores? The metrics of a task, from small states that can be merged.
 
 Every worker and every read unit adds its rows to a `Metrics` of its own; only states travel, and merging them in source
-order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae and r2 are exact. auc and
-average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc is within 1e-4.
+order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae, r2 and the mean of a regression's own
+loss are exact. auc and average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc
+is within 1e-4.
 
 A metric that the rows do not define (auc where a class is missing, r2 of a constant, anything of no rows or of NaN scores)
 is None, which JSON can say.
@@ -12,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from pipelines.tasks import Array, Task, TaskType, log_softmax
+from pipelines.tasks import Array, Loss, Task, TaskType, log_softmax
 
 State = dict[str, Array]
 
@@ -61,7 +62,7 @@ class Metrics:
     def result(self) -> dict[str, float | None]:
         """Return each metric of the task, the main one first; None where the rows do not define it."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = RESULTS[self._task.type](_merge(self._parts))
+            found = RESULTS[self._task.type](self._task, _merge(self._parts))
         return {name: float(found[name]) if np.isfinite(found[name]) else None for name in self._task.metric_names}
 
     def _append(self, state: State) -> None:
@@ -98,7 +99,7 @@ def _binary(task: Task, target: Array, raw: Array) -> State:
     return {"sums": sums} | ScoreHistogram.of(positive[rows], raw[rows]).to_state()
 
 
-def _binary_result(state: State) -> dict[str, float]:
+def _binary_result(_: Task, state: State) -> dict[str, float]:
     rows, loss, correct, squares = state["sums"]
     known = loss * 0 + 1  # NaN if any score was
     histogram = ScoreHistogram.from_state(state)
@@ -119,7 +120,7 @@ def _multiclass(task: Task, target: Array, raw: Array) -> State:
     return {"sums": np.array([len(classes), loss]), "classes": np.array(counts)}
 
 
-def _multiclass_result(state: State) -> dict[str, float]:
+def _multiclass_result(_: Task, state: State) -> dict[str, float]:
     rows, loss = state["sums"]
     there, named, hits = state["classes"]
     known = loss * 0 + 1  # NaN if any score was
@@ -139,7 +140,55 @@ def _regression(task: Task, target: Array, raw: Array) -> State:
         origin = target[0]  # the mean is kept as the distance from here: its digits count where it is large beside the spread
         mean = (target - origin).mean()
         moments = np.array([len(target), origin, mean, np.square(target - origin - mean).sum()])
-    return {"sums": np.array([np.abs(error).sum(), np.square(error).sum()]), "moments": moments}
+    loss = loss_of(task.loss, target, raw).sum() if task.loss else 0.0
+    return {"sums": np.array([np.abs(error).sum(), np.square(error).sum(), loss]), "moments": moments}
+
+
+def loss_of(loss: Loss, target: Array, value: Array) -> Array:
+    """The loss of each row, as LightGBM's metrics have it; deviances as scikit-learn (twice the log-likelihood ratio).
+
+    Not finite where a deviance is not defined: for negative targets, and for values of 0 and below.
+    """
+    with np.errstate(all="ignore"):
+        return np.asarray(LOSSES[loss.name](target, value, loss.parameter))
+
+
+def _huber(target: Array, value: Array, delta: Any) -> Array:
+    error = np.abs(value - target)
+    result: Array = np.where(error <= delta, error * error / 2, delta * (error - delta / 2))
+    return result
+
+
+def _fair(target: Array, value: Array, scale: Any) -> Array:
+    error = np.abs(value - target)
+    result: Array = scale * error - scale * scale * np.log1p(error / scale)
+    return result
+
+
+def _poisson(target: Array, value: Array, _: Any = None) -> Array:
+    known = np.where(target == 0, 0.0, target * np.log(target / value))  # the limit at 0
+    result: Array = 2 * (known - target + value)
+    return result
+
+
+def _tweedie(target: Array, value: Array, power: Any) -> Array:
+    if power == 1:
+        return _poisson(target, value)
+    a, b = 1 - power, 2 - power
+    result: Array = 2 * (target**b / (a * b) - target * value**a / a + value**b / b)
+    return result
+
+
+LOSSES: Final[dict[str, Callable[[Array, Array, Any], Array]]] = {
+    "mae": lambda target, value, _: np.abs(value - target),
+    "huber": _huber,
+    "fair": _fair,
+    "pinball": lambda target, value, quantile: np.maximum(quantile * (target - value), (quantile - 1) * (target - value)),
+    "mape": lambda target, value, _: np.abs(value - target) / np.maximum(1.0, np.abs(target)),
+    "poisson_deviance": _poisson,
+    "gamma_deviance": lambda target, value, _: 2 * (np.log(value / target) + target / value - 1),
+    "tweedie_deviance": _tweedie,
+}
 
 
 def _merge_moments(parts: list[Array]) -> Array:
@@ -156,10 +205,11 @@ def _merge_moments(parts: list[Array]) -> Array:
     return np.array([rows, origin, mean, squares])
 
 
-def _regression_result(state: State) -> dict[str, float]:
-    absolutes, squares = state["sums"]
+def _regression_result(task: Task, state: State) -> dict[str, float]:
+    absolutes, squares, loss = state["sums"]
     rows, _, _, spread = state["moments"]
-    return {"rmse": np.sqrt(squares / rows), "mae": absolutes / rows, "r2": 1 - squares / spread if spread else np.nan}
+    own = {task.loss.name: loss / rows} if task.loss else {}
+    return own | {"rmse": np.sqrt(squares / rows), "mae": absolutes / rows, "r2": 1 - squares / spread if spread else np.nan}
 
 
 SUMS: Final[dict[TaskType, Callable[[Task, Array, Array], State]]] = {
@@ -167,7 +217,7 @@ SUMS: Final[dict[TaskType, Callable[[Task, Array, Array], State]]] = {
     "multiclass": _multiclass,
     "regression": _regression,
 }
-RESULTS: Final[dict[TaskType, Callable[[State], dict[str, float]]]] = {
+RESULTS: Final[dict[TaskType, Callable[[Task, State], dict[str, float]]]] = {
     "binary": _binary_result,
     "multiclass": _multiclass_result,
     "regression": _regression_result,

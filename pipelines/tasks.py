@@ -34,6 +34,14 @@ MAX_INTEGER_CLASSES = 20
 """An integer target with more distinct values than this is a quantity, unless the Spec says otherwise."""
 
 
+class Loss(Frozen):
+    """What a regression minimises where it is not the squared error; the mean over the rows is a metric of this name."""
+
+    name: Literal["mae", "huber", "fair", "pinball", "mape", "poisson_deviance", "gamma_deviance", "tweedie_deviance"]
+    parameter: float | None = None
+    """huber: the error up to which it is square; fair: its scale; pinball: the quantile; tweedie_deviance: its variance power."""
+
+
 class Task(Frozen):
     """A target, fitted: its type and its classes."""
 
@@ -45,6 +53,8 @@ class Task(Frozen):
     """binary: the negative class, then the positive one; multiclass: sorted; regression: none."""
     threshold: float = 0.5
     """binary: the label is positive where the probability is at least this."""
+    loss: Loss | None = None
+    """regression: what the model minimises, which is then the main metric; None: the squared error. Set by the model's family."""
 
     @classmethod
     def fit(cls, spec: TaskSpec, column: Column, counts: dict[Scalar, int] | None, rows: int) -> Task:
@@ -81,12 +91,18 @@ class Task(Frozen):
     @property
     def metric_names(self) -> list[str]:
         """The metrics of this task, the main one first."""
-        return list(METRICS[self.type])
+        names = METRICS[self.type]
+        return [self.loss.name, *(name for name in names if name != self.loss.name)] if self.loss else list(names)
+
+    @property
+    def loss_metric(self) -> str:
+        """The metric that training minimises, and early stopping looks at."""
+        return "logloss" if self.type != "regression" else self.metric_names[0]
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of the metric is better; `SpecError` for a metric that this task does not have."""
-        if metric not in METRICS[self.type]:
-            raise SpecError(f"metric '{metric}' is unknown for a {self.type} task{did_you_mean(metric, METRICS[self.type])}")
+        if metric not in self.metric_names:
+            raise SpecError(f"metric '{metric}' is unknown for a {self.type} task{did_you_mean(metric, self.metric_names)}")
         return metric in SCORES
 
     def encode(self, values: pa.Array | pa.ChunkedArray) -> Array:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.artifact import write_manifest
 from pipelines.attribution import IMPORTANCE, Attribution
-from pipelines.errors import SpecError, did_you_mean
+from pipelines.errors import ClusterError, SpecError
 from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
 from pipelines.explain import checked
 from pipelines.models.model import Explaining
@@ -52,18 +53,18 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
 
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
-    if spec.train.gpu is True and not family.uses_gpu:
-        raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs here; set it to auto or false")
+    uses_gpu = family.uses_gpu(params)
+    if spec.train.gpu is True and not uses_gpu:
+        raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
+    gpus = ray.cluster_resources().get("GPU", 0) if uses_gpu else 0
+    if uses_gpu:
+        ask = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(family.unavailable)
+        if problem := ray.get(ask.remote(params)):
+            raise ClusterError(problem)
     prepared = prepare(spec, progress=progress)
-    check_requirements(spec, prepared.task)
-    metric = getattr(params, "metric", None)
-    if metric is not None and metric not in prepared.task.metric_names:
-        known = prepared.task.metric_names
-        raise SpecError(
-            f"model.params.metric: '{metric}' is no metric of a {prepared.task.type} task{did_you_mean(metric, known)}"
-        )
-    gpus = ray.cluster_resources().get("GPU", 0) if family.uses_gpu else 0
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
+    prepared = replace(prepared, task=family.check(params, prepared.task, prepared.shards, team.workers))
+    check_requirements(spec, prepared.task)
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
     started = time.monotonic()
     made = Run.create(spec.store, spec.name)
@@ -114,6 +115,7 @@ def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> 
 def _write_artifact(made: Run, spec: PipelineSpec, prepared: Prepared, left: Fit) -> None:
     for part in PARTS:
         made.artifact.write_bytes(part, prepared.folder.read_bytes(part))
+    made.artifact.write_json("task.json", prepared.task.model_dump())  # with the model's loss
     for name in left.model.files():
         if name != STATE and not name.startswith("."):
             made.artifact.write_bytes(f"model/{name}", left.model.read_bytes(name))

@@ -12,6 +12,7 @@ the same KEY at once write two shard folders; the manifest that is written last 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -76,6 +77,16 @@ class Shards:
                 if start < stop:
                     yield to_matrix(file.read_row_group(group, use_threads=False).slice(start, stop - start))
                 position += rows
+
+    def target_range(self) -> tuple[float, float]:
+        """The smallest and the largest target of all splits, from the shards' footers; (inf, -inf) where there is no row."""
+        found = [(math.inf, -math.inf)]
+        for shard in (shard for shards in self.splits.values() for shard in shards):
+            footer = pq.read_metadata(f"{self.folder.path}/{shard.file}", filesystem=self.folder.filesystem)
+            groups = (footer.row_group(group) for group in range_of(footer.num_row_groups))
+            statistics = [group.column(footer.num_columns - 1).statistics for group in groups]
+            found += [(each.min, each.max) for each in statistics if each is not None and each.has_min_max]
+        return min(low for low, _ in found), max(high for _, high in found)
 
     def sample(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The matrix of the row sample: at most 200,000 rows of the train split."""

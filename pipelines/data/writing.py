@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.prepared import Shard, to_table
+from pipelines.data.prepared import TARGET, Shard, to_table
 from pipelines.data.read import Block
 from pipelines.data.source import Unit
 from pipelines.data.split import SPLITS, grouped, identity_of_values, salted
@@ -158,5 +158,5 @@ class ShardWriter:
             filesystem=self._folder.filesystem,
             compression=self._encodings.compression,
             use_dictionary=self._encodings.dictionary,
-            write_statistics=False,
+            write_statistics=[TARGET],
         )

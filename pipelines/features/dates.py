@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics
-from pipelines.features.transform import Feature, Form, Transform, Values, once
+from pipelines.features.transform import Feature, Form, Order, Transform, Values, once
 from pipelines.features.zones import check_zone, offsets
 from pipelines.spec import Frozen
 
@@ -200,6 +200,7 @@ class Since(Transform):
 
     Params: ClassVar[type[Frozen]] = SinceParams
     takes: ClassVar[frozenset[Form]] = frozenset({"datetime"})
+    orders: ClassVar[tuple[Order, ...]] = ("rising",)
 
     reference: float
     unit: float

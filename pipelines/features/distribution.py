@@ -21,7 +21,7 @@ from pipelines.errors import DataError
 from pipelines.explain import shown
 from pipelines.features.numeric import finite
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics
-from pipelines.features.transform import Feature, Form, Transform, Values
+from pipelines.features.transform import Feature, Form, Order, Transform, Values
 from pipelines.spec import Frozen
 
 
@@ -30,6 +30,7 @@ class Monotone(Transform):
     """One number to one number, never turning the order round; missing stays missing."""
 
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric"})
+    orders: ClassVar[tuple[Order, ...]] = ("rising",)
 
     @classmethod
     def gives(cls, params: Any, form: Form) -> Form:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.errors import DataError
 from pipelines.features.chains import PlannedStep, parsed, parsed_group
 from pipelines.features.passes import Key
 from pipelines.features.stats import Numbers, Statistics
-from pipelines.features.transform import Feature, Gathered, State, Transform
+from pipelines.features.transform import Feature, Gathered, Order, State, Transform
 from pipelines.spec import Chain, GroupSpec
 from pipelines.tasks import Task
 
@@ -43,6 +43,13 @@ class Wanted:
     """What it is about."""
 
 
+class Origin(NamedTuple):
+    """What a slot is made of: see `Feature`."""
+
+    columns: tuple[str, ...]
+    order: Order | None
+
+
 @dataclass
 class Fitting:
     """The program while it is fitted: what is known of each slot so far, and the steps."""
@@ -54,9 +61,14 @@ class Fitting:
     places: Numbers | None
     """Of the rows of the sample."""
     steps: list[FittedStep] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    """Of each slot."""
     makers: dict[int, FittedStep] = field(default_factory=dict)
     """The step that made a slot as its main output."""
     wanted: dict[Key, Wanted] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.origins = [Origin((feature.name,), "rising") for feature, _ in self.slots]
 
     def column(self, slot: int, name: str, chain: Chain) -> Iterable[End]:
         """Fit the chain of a column; return where it ends."""
@@ -120,8 +132,17 @@ class Fitting:
         outputs = transform.outputs(*[self.slots[slot][0] for slot in reads], **named)
         places = {"places": self.places} if transform.cross_fitted else {}
         self.slots += zip(outputs, [None] * len(outputs) if is_last else transform.push(*statistics, **places), strict=True)
+        self.origins += [self._origin(step, output) for output in range(len(outputs))]
         self.makers[first] = step
         return range(first, len(self.slots))
+
+    def _origin(self, step: FittedStep, output: int) -> Origin:
+        """A step behind another keeps the order if both do."""
+        read = [self.origins[slot] for slot in step.reads]
+        columns = tuple(dict.fromkeys(name for origin in read for name in origin.columns))
+        if len(read) > 1 or read[0].order != "rising":
+            return Origin(columns, "constant" if all(origin.order == "constant" for origin in read) else None)
+        return Origin(columns, dict(enumerate(step.transform.orders)).get(output))
 
     def _carriers(self, slot: int, state: type[State]) -> Iterable[FittedStep]:
         """The steps before a slot that carry the state, the last one first."""

@@ -15,7 +15,7 @@ from pipelines.errors import DataError, SpecError
 from pipelines.features.comoments import CoMoments
 from pipelines.features.stats import Numbers, NumberStatistics, Statistics, StringStatistics
 from pipelines.features.target_sums import TargetSums
-from pipelines.features.transform import TEXT, Feature, Form, State, Transform, Values
+from pipelines.features.transform import TEXT, Feature, Form, Order, State, Transform, Values
 from pipelines.spec import Frozen
 
 
@@ -48,6 +48,7 @@ class Impute(Transform):
     Params: ClassVar[type[Frozen]] = ImputeParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "boolean", "datetime", *TEXT})
     carries: ClassVar[frozenset[type[State]]] = frozenset({CoMoments, TargetSums})
+    orders: ClassVar[tuple[Order, ...]] = ("rising", "constant")
 
     fill: float | str
     indicator: bool
@@ -137,6 +138,7 @@ class Scale(Transform):
     Params: ClassVar[type[Frozen]] = ScaleParams
     takes: ClassVar[frozenset[Form]] = frozenset({"numeric", "code"})
     carries: ClassVar[frozenset[type[State]]] = frozenset({CoMoments})
+    orders: ClassVar[tuple[Order, ...]] = ("rising",)
 
     center: float
     scale: float

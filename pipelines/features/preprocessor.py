@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.features.chains import plan, transform_class
-from pipelines.features.fitting import FittedStep, Fitting, Wanted
+from pipelines.features.fitting import FittedStep, Fitting, Origin, Wanted
 from pipelines.features.passes import Key, needs
 from pipelines.features.stats import Numbers, Statistics
 from pipelines.features.transform import TEXT, Feature, Rows, State, Value, Values
@@ -90,7 +90,7 @@ class Preprocessor:
         slots = {column.name: slot for slot, column in enumerate(inputs)}
         ends = [end for name, slot in slots.items() if name in chains for end in fitting.column(slot, name, chains[name])]
         ends += [end for name, group in groups.items() for end in fitting.group(slots, name, group)]
-        made = [(fitting.slots[slot][0], step) for slot, step in ends]
+        made = [(fitting.slots[slot][0], fitting.origins[slot], step) for slot, step in ends]
         return cls(inputs, fitting.steps, _named(made), [slot for slot, _ in ends], fitting.wanted)
 
     def gather(self, table: pa.Table, rows: Rows) -> dict[Key, State]:
@@ -199,16 +199,17 @@ def _inputs(columns: Sequence[Column], chains: Mapping[str, Chain], groups: Mapp
     return [column for column in columns if column.name in wanted]
 
 
-def _named(made: list[tuple[Feature, str]]) -> list[Feature]:
+def _named(made: list[tuple[Feature, Origin, str]]) -> list[Feature]:
     """The features as a model sees them; a name that is taken gets the step's name behind it, and a number if need be."""
     features: dict[str, Feature] = {}
-    for feature, step in made:
+    for feature, origin, step in made:
         name, number = feature.name, 1
         while name in features:
             name = f"{feature.name}__{step}{number if number > 1 else ''}"
             number += 1
         kind: Any = "numeric" if feature.cardinality is None else "categorical"
-        features[name] = Feature(name=name, kind=kind, cardinality=feature.cardinality)
+        columns, order = origin
+        features[name] = Feature(name=name, kind=kind, cardinality=feature.cardinality, columns=list(columns), order=order)
     return list(features.values())
 
 

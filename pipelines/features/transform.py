@@ -36,6 +36,8 @@ Values: TypeAlias = Numbers | pa.Array
 Value: TypeAlias = float | str | None
 W = TypeVar("W", bound=str)
 
+Order = Literal["rising", "constant"]
+"""How an output goes along with its input: never falls while that rises, or only tells whether that is missing."""
 Form = Literal["numeric", "boolean", "datetime", "categorical", "text", "code"]
 TEXT: Final[frozenset[Form]] = frozenset({"categorical", "text"})
 """The forms that are texts; the others are numbers."""
@@ -49,6 +51,10 @@ class Feature(Frozen):
     """Of the model's features: numeric or categorical. Between steps also what else a column can be."""
     cardinality: int | None = None
     """Set for codes: integers as float64 from 0 to below it, NaN = missing; their kind is categorical."""
+    columns: list[str] = []
+    """Of the model's features: the columns that it is made of."""
+    order: Order | None = None
+    """Of the model's features: how it goes along with its column; None where that is not known, or there are several."""
 
     @property
     def form(self) -> Form:
@@ -98,6 +104,9 @@ class Transform(ABC):
     """What it has to know of its inputs beyond the statistics of each."""
     carries: ClassVar[frozenset[type[State]]] = frozenset()
     """The states that follow exactly behind it from those before it, so that no further pass has to gather them there."""
+
+    orders: ClassVar[tuple[Order, ...]] = ()
+    """How the first outputs go along with the one input; of the others, and of several inputs, nothing is known."""
 
     @classmethod
     @abstractmethod

@@ -1,18 +1,18 @@
-"""Gradient-boosted trees by LightGBM: the family's parameters, and a fitted ensemble.
+"""Gradient-boosted trees by LightGBM: a fitted ensemble, and what the family needs.
 
-How it is trained, on any number of workers, stands in `boosting_fit.py`; a serving replica never imports that. LightGBM itself is
-imported where a booster is made: the process that only checks a Spec does not wait for it.
+Its parameters stand in `boosting_params.py`, how it is trained in `boosting_fit.py`; a serving replica never imports the
+latter. LightGBM itself is imported where a booster is made: the process that only checks a Spec does not wait for it.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
-from pydantic import Field
 
+from pipelines.models.boosting_params import LightGBMParams
 from pipelines.models.model import Matrix
 from pipelines.spec import Chain, Frozen, Kind
 from pipelines.tasks import Task
@@ -20,49 +20,13 @@ from pipelines.tasks import Task
 if TYPE_CHECKING:
     import lightgbm as lgb
 
+    from pipelines.data.prepared import Shards
     from pipelines.training.worker import Worker
-
 
 SAMPLE_ROWS = 200_000
 """Rows of the sample that the bins come from, at most."""
-
-
-class LightGBMParams(Frozen):
-    """`model.params` of `type: lightgbm`; names as LightGBM spells them where it has them."""
-
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Trees at most (per class)."""
-    early_stopping: Annotated[int, Field(ge=1)] | None = 50
-    """Stop after this many rounds without a better `metric` on the valid split; null: never."""
-    metric: str | None = None
-    """What early stopping looks at; default: logloss, or rmse for regression."""
-    eval_every: Annotated[int, Field(ge=1)] = 5
-    """Rounds between looks at the valid split."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    num_leaves: Annotated[int, Field(ge=2, le=131_072)] = 63
-    max_depth: int = -1
-    min_data_in_leaf: Annotated[int, Field(ge=0)] = 20
-    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0)] = 1.0
-    """LightGBM's own 0.001 lets tables with tiny hessians diverge."""
-    min_gain_to_split: Annotated[float, Field(ge=0)] = 0.0
-    lambda_l1: Annotated[float, Field(ge=0)] = 0.0
-    lambda_l2: Annotated[float, Field(ge=0)] = 1.0
-    feature_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] = 1.0
-    bagging_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    bagging_freq: Annotated[int, Field(ge=0)] = 0
-    max_bin: Annotated[int, Field(ge=2, le=65_535)] = 255
-    min_data_in_bin: Annotated[int, Field(ge=1)] = 3
-    extra_trees: bool = False
-    path_smooth: Annotated[float, Field(ge=0)] = 0.0
-    scale_pos_weight: Annotated[float, Field(gt=0)] = 1.0
-    max_category: Annotated[int, Field(ge=0)] = 256
-    """A categorical column with more values than this is split as numbers (its codes are ordered by frequency), not as sets."""
-    cat_smooth: Annotated[float, Field(ge=0)] = 10.0
-    cat_l2: Annotated[float, Field(ge=0)] = 10.0
-    max_cat_threshold: Annotated[int, Field(ge=1)] = 32
-    max_cat_to_onehot: Annotated[int, Field(ge=1)] = 4
-    seed: int = 7
+LOGITS: Final = {"binary", "multiclass"}
+"""Objectives whose raw scores a Task turns into answers; those of the others LightGBM does, which knows their link."""
 
 
 class LightGBM:
@@ -78,10 +42,13 @@ class LightGBM:
         "text": [["length"], [{"ngrams": {"words": [1, 1], "buckets": 64}}]],  # type: ignore[dict-item]
     }
     trainer: ClassVar[str] = "lightgbm"
-    uses_gpu: ClassVar[bool] = False
 
     def __init__(self, booster: lgb.Booster) -> None:
         self.booster = booster
+        head = booster.model_to_string(num_iteration=1)
+        found = re.search(r"^objective=(\S+)", head, flags=re.M)
+        self._logits = found is None or found[1] in LOGITS
+        self._averaged = re.search(r"^average_output$", head, flags=re.M) is not None
 
     @classmethod
     def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
@@ -90,9 +57,31 @@ class LightGBM:
         Boosting(params, task, worker).run()
 
     @classmethod
+    def check(cls, params: LightGBMParams, task: Task, shards: Shards, workers: int) -> Task:
+        return params.check(task, shards, workers)
+
+    @classmethod
+    def uses_gpu(cls, params: LightGBMParams) -> bool:
+        return params.device_type != "cpu"
+
+    @classmethod
+    def unavailable(cls, params: LightGBMParams) -> str | None:
+        """Grow a stump to see: whether LightGBM was built for a device, and whether there is one, only shows then."""
+        import lightgbm as lgb
+
+        settings = {"device_type": params.device_type, "verbosity": -1, "min_data_in_leaf": 1}
+        try:
+            lgb.train(settings, lgb.Dataset(np.arange(100.0)[:, None], np.arange(100.0)), 1)
+        except lgb.basic.LightGBMError as error:
+            said = " ".join(str(error).split())
+            return f"model.params.device_type: {params.device_type} cannot be used here, LightGBM says: {said}; set it to cpu"
+        return None
+
+    @classmethod
     def memory(cls, params: LightGBMParams, rows: int, features: int, outputs: int) -> int:
         """See `boosting_fit.py`: binned rows (by rows they are kept twice while small), scores and gradients, the row sample."""
-        binned = rows * features * (2 if params.max_bin > 256 else 1)
+        most = max([params.max_bin, *(params.max_bin_by_feature or {}).values()])
+        binned = rows * features * (2 if most > 256 else 1)
         return binned + rows * (12 + 20 * outputs) + SAMPLE_ROWS * features * 8
 
     @property
@@ -100,10 +89,19 @@ class LightGBM:
         return int(self.booster.current_iteration())
 
     def predict(self, matrix: Matrix) -> Matrix:
+        """Logits, or values on the target's scale: what LightGBM's own `predict` says, which is not raw where there is a link."""
+        return self.raw(matrix) if self._logits else self._predict(matrix)
+
+    def raw(self, matrix: Matrix) -> Matrix:
+        """The sum of the trees, of a forest their mean: logits, values, or the logarithms of values (poisson, gamma, tweedie)."""
+        scores = self._predict(matrix, raw_score=True)
+        return scores / self.rounds if self._averaged else scores  # LightGBM averages answers, and leaves raw scores a sum
+
+    def _predict(self, matrix: Matrix, *, raw_score: bool = False) -> Matrix:
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
         outputs = self.booster.num_model_per_iteration()
         shape = (len(matrix), outputs) if outputs > 1 else (len(matrix),)  # of no row too, of which LightGBM gives (0,)
-        return np.asarray(self.booster.predict(matrix, raw_score=True, **threads)).reshape(shape)
+        return np.asarray(self.booster.predict(matrix, raw_score=raw_score, **threads)).reshape(shape)
 
     def save(self, folder: Path) -> None:
         (folder / "model.txt").write_text(self.booster.model_to_string(num_iteration=-1))
@@ -136,4 +134,5 @@ class LightGBM:
         if not len(matrix):
             return np.empty(shape)  # LightGBM divides by the number of rows
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 8 else {}
-        return np.asarray(self.booster.predict(matrix, pred_contrib=True, **threads)).reshape(shape)
+        found = np.asarray(self.booster.predict(matrix, pred_contrib=True, **threads)).reshape(shape)
+        return found / self.rounds if self._averaged else found

@@ -11,6 +11,7 @@ from pipelines.spec import Chain, Frozen, Kind
 from pipelines.tasks import Task
 
 if TYPE_CHECKING:  # a serving replica has no training code
+    from pipelines.data.prepared import Shards
     from pipelines.training.worker import Worker
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -25,8 +26,21 @@ class Model(Protocol):
     """The transforms of each kind where the Spec names none; a kind that is absent is left out of the features."""
     trainer: ClassVar[str]
     """Which trainer of Ray Train starts its workers: a key of `training.trainer.TRAINERS`."""
-    uses_gpu: ClassVar[bool]
-    """Whether a GPU makes it faster."""
+
+    @classmethod
+    def check(cls, params: Any, task: Task, shards: Shards, workers: int) -> Task:
+        """Raise `SpecError` or `DataError` where the prepared data does not allow these parameters; before any worker starts.
+
+        Returns the task, of a regression with the loss that the model minimises.
+        """
+
+    @classmethod
+    def uses_gpu(cls, params: Any) -> bool:
+        """Whether a GPU makes it faster."""
+
+    @classmethod
+    def unavailable(cls, params: Any) -> str | None:
+        """Why this machine cannot train with these parameters, in one line; asked on one of the cluster if `uses_gpu`."""
 
     @classmethod
     def fit(cls, params: Any, task: Task, worker: Worker) -> None:
@@ -37,7 +51,7 @@ class Model(Protocol):
         """Bytes that a worker with this many train rows needs at its peak, besides the process itself."""
 
     def predict(self, matrix: Matrix) -> Matrix:
-        """Raw scores: (rows,) for binary and regression, (rows, classes) for multiclass."""
+        """Logits (rows,) for binary and (rows, classes) for multiclass, values on the target's scale (rows,) for regression."""
 
     def save(self, folder: Path) -> None:
         """Write it as text, JSON, safetensors or ONNX; never a pickle."""

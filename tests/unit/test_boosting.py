@@ -14,8 +14,8 @@ import pytest
 from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.features.transform import Feature
 from pipelines.models.boosting import LightGBM
-from pipelines.models.boosting import LightGBMParams as Params
 from pipelines.models.boosting_fit import join
+from pipelines.models.boosting_params import LightGBMParams as Params
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.worker import Start, Worker

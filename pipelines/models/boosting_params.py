@@ -1,0 +1,331 @@
+"""`model.params` of `type: lightgbm`: names, bounds, what goes with what, and what LightGBM is told.
+
+Names are LightGBM's own where it has them. Its aliases, and what heliostat sets itself, are answered in one line each
+(`boosting_names.py`), and so is every combination that LightGBM would abort on or silently ignore. LightGBM itself is not
+imported here: a Spec is checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.errors import DataError, SpecError, did_you_mean
+from pipelines.features.transform import Feature
+from pipelines.models.boosting_columns import BY_COLUMN, by_feature
+from pipelines.models.boosting_names import ANSWERS, CALLED, OBJECTIVE_CALLED
+from pipelines.spec import Frozen
+from pipelines.tasks import Loss, Task, TaskType
+
+if TYPE_CHECKING:
+    from pipelines.data.prepared import Shards
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+Objective = Literal["l2", "l1", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "binary", "multiclass"]
+
+
+class LightGBMParams(Frozen):
+    """The parameters of LightGBM. Where a default is null, LightGBM's own holds.
+
+    - **Objectives** of a regression. `poisson`, `gamma` and `tweedie` learn the logarithm; answers are on the target's scale all
+      the same. On several workers LightGBM sets the leaves of `l1`, `quantile` and `mape` to the mean of what each worker's rows
+      alone would give: exact on one worker, close on workers with like rows. Rows sorted by the target are refused.
+    - **dart** rescales earlier trees in later rounds. The best of its rounds cannot be cut out afterwards, so there is no early
+      stopping, and a fit that goes on from a checkpoint leaves the trees before it as they are: its model differs from that of
+      an undisturbed one.
+    - **rf** averages its trees, all grown from the same start: `learning_rate` is of no account, early stopping keeps the average
+      of the best number of trees, and a fit that goes on from a checkpoint adds trees from other seeds.
+    - **By column**: `monotone_constraints`, `interaction_constraints`, `feature_contri` and `max_bin_by_feature` name columns of
+      the data (or derived ones), not features.
+    - **Constraints**: on several workers and with `feature_fraction_bynode` LightGBM falls back from `intermediate` and
+      `advanced` to `basic`; what is constrained holds either way. It crashes with `interaction_constraints` on several workers.
+    """
+
+    objective: Objective | None = None
+    """Of a regression; default l2. Other tasks have one each."""
+    boosting: Literal["gbdt", "dart", "rf"] = "gbdt"
+    data_sample_strategy: Literal["bagging", "goss"] = "bagging"
+    """goss: the rows with large gradients, and some of the others."""
+    device_type: Literal["cpu", "gpu", "cuda"] = "cpu"
+    """What grows the trees: gpu by OpenCL, cuda where LightGBM was built with it. Only cpu gives the same bits each time."""
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Trees at most (per class)."""
+    early_stopping: Annotated[int, Field(ge=1)] | None = 50
+    """Stop after this many rounds without a better `metric` on the valid split; null: never, as always with dart."""
+    metric: str | None = None
+    """What early stopping looks at; default: logloss, or the loss that a regression minimises (rmse for l2)."""
+    eval_every: Annotated[int, Field(ge=1)] = 5
+    """Rounds between looks at the valid split."""
+    seed: Seed = 7
+    learning_rate: Share = 0.1
+
+    num_leaves: Annotated[int, Field(ge=2, le=131_072)] = 63
+    max_depth: Annotated[int, Field(ge=-1)] = -1
+    """-1: no limit."""
+    min_data_in_leaf: Annotated[int, Field(ge=0)] = 20
+    min_sum_hessian_in_leaf: Amount = 1.0
+    """LightGBM's own 0.001 lets tables with tiny hessians diverge."""
+    min_gain_to_split: Amount = 0.0
+    lambda_l1: Amount = 0.0
+    lambda_l2: Amount = 1.0
+    max_delta_step: Amount = 0.0
+    """Limit of a leaf's output before `learning_rate`; 0: none."""
+    path_smooth: Amount = 0.0
+    extra_trees: bool = False
+    extra_seed: Seed | None = None
+    boost_from_average: bool = True
+
+    feature_fraction: Share = 1.0
+    feature_fraction_bynode: Share = 1.0
+    feature_fraction_seed: Seed | None = None
+    bagging_fraction: Share = 1.0
+    bagging_freq: Annotated[int, Field(ge=0)] = 0
+    """Rounds between new samples of rows; 0: all rows."""
+    pos_bagging_fraction: Share | None = None
+    neg_bagging_fraction: Share | None = None
+    """Binary: shares of the positive and of the negative rows, instead of bagging_fraction."""
+    bagging_seed: Seed | None = None
+    top_rate: Share | None = None
+    other_rate: Share | None = None
+    """goss: shares of all rows, 0.2 and 0.1."""
+
+    drop_rate: Part | None = None
+    max_drop: int | None = None
+    """dart: trees dropped in a round at most, 50; 0 and below: no limit."""
+    skip_drop: Part | None = None
+    uniform_drop: bool | None = None
+    xgboost_dart_mode: bool | None = None
+    drop_seed: Seed | None = None
+
+    max_bin: Annotated[int, Field(ge=2, le=65_535)] = 255
+    max_bin_by_feature: dict[str, Annotated[int, Field(ge=2, le=65_535)]] | None = None
+    """By column, for those that need other than max_bin."""
+    min_data_in_bin: Annotated[int, Field(ge=1)] = 3
+    use_missing: bool = True
+    zero_as_missing: bool = False
+
+    max_category: Annotated[int, Field(ge=0)] = 256
+    """A categorical column with more values than this is split as numbers (its codes are ordered by frequency), not as sets."""
+    cat_smooth: Amount = 10.0
+    cat_l2: Amount = 10.0
+    max_cat_threshold: Annotated[int, Field(ge=1)] = 32
+    max_cat_to_onehot: Annotated[int, Field(ge=1)] = 4
+    min_data_per_group: Annotated[int, Field(ge=1)] = 100
+
+    monotone_constraints: dict[str, Literal[-1, 0, 1]] | None = None
+    """By column: 1, the prediction never falls while the value rises and all else is the same; -1, it never rises."""
+    monotone_constraints_method: Literal["basic", "intermediate", "advanced"] | None = None
+    monotone_penalty: Amount | None = None
+    interaction_constraints: list[Annotated[list[str], Field(min_length=1)]] | None = None
+    """Groups of columns: only those of one group meet on the way to a leaf. Columns named nowhere are one more group."""
+    feature_contri: dict[str, Amount] | None = None
+    """By column: factors of the gain of its splits; 0 leaves it out."""
+
+    alpha: Positive | None = None
+    """quantile: which one; huber: the error from where on it counts linearly. Default 0.9."""
+    fair_c: Positive | None = None
+    tweedie_variance_power: Annotated[float, Field(ge=1, lt=2)] | None = None
+    """1: Poisson, towards 2: gamma. Default 1.5."""
+    poisson_max_delta_step: Positive | None = None
+    reg_sqrt: bool | None = None
+    """l2: learn the square root of the target; answers are squared again."""
+    scale_pos_weight: Positive = 1.0
+    is_unbalance: bool = False
+    """Binary: weight both classes as if they were equally frequent."""
+
+    use_quantized_grad: bool = False
+    num_grad_quant_bins: Annotated[int, Field(ge=2, le=64)] | None = None
+    quant_train_renew_leaf: bool | None = None
+    stochastic_rounding: bool | None = None
+    gpu_use_dp: bool | None = None
+    """gpu: sums in double precision."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_our_words(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name in values:
+            if name in CALLED:
+                raise ValueError(f"{name} is called {CALLED[name]} here; write {CALLED[name]}: {_shown(values[name])}")
+            if name in ANSWERS:
+                raise ValueError(f"{name} {ANSWERS[name]}; take it out")
+        objective = values.get("objective")
+        if isinstance(objective, str) and objective in OBJECTIVE_CALLED:
+            raise ValueError(f"objective {objective} is called {OBJECTIVE_CALLED[objective]} here")
+        if values.get("boosting") == "dart":  # so that the resolved Spec says what happens
+            values = {"early_stopping": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LightGBMParams:
+        for wrong, sentence in self._conflicts():
+            if wrong:
+                raise ValueError(sentence)
+        for name, (owner, wanted) in BELONGS.items():
+            found = DEFAULTS.get(owner) if getattr(self, owner) is None else getattr(self, owner)
+            if getattr(self, name) is not None and found not in wanted:
+                listed = " or ".join(_shown(value) for value in wanted)
+                raise ValueError(
+                    f"{name} goes with {owner}: {listed}, but {owner} is {_shown(found)}; set {owner}: {_shown(wanted[0])}, "
+                    f"or take {name} out"
+                )
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        by_class = self.pos_bagging_fraction is not None or self.neg_bagging_fraction is not None
+        sampled = self.bagging_freq > 0 and self.bagging_fraction < 1
+        goss = self.data_sample_strategy == "goss"
+        rates = (0.2 if self.top_rate is None else self.top_rate) + (0.1 if self.other_rate is None else self.other_rate)
+        objective = self.objective or "l2"
+        return [
+            (
+                goss and (self.bagging_freq > 0 or self.bagging_fraction < 1 or by_class),
+                "data_sample_strategy: goss chooses the rows itself and excludes bagging; "
+                "take bagging_freq, bagging_fraction, pos_bagging_fraction and neg_bagging_fraction out",
+            ),
+            (
+                goss and rates > 1,
+                f"top_rate + other_rate is {rates:g}, which is more than all rows; make the sum at most 1",
+            ),
+            (
+                (self.bagging_fraction < 1 or by_class) and self.bagging_freq == 0,
+                "bagging_fraction has no effect while bagging_freq is 0; set bagging_freq: 1 for a new sample in each round",
+            ),
+            (
+                self.boosting == "rf" and not goss and not sampled and self.feature_fraction == 1,
+                "boosting: rf would grow the same tree again and again, for each sees all rows and columns; "
+                "set bagging_freq: 1 and bagging_fraction: 0.632, or feature_fraction below 1",
+            ),
+            (
+                self.boosting == "dart" and self.early_stopping is not None,
+                "boosting: dart cannot stop early, for later rounds rescale earlier trees, so that the best of its rounds cannot "
+                "be cut out; set early_stopping: null, and rounds to what is wanted",
+            ),
+            (
+                objective == "quantile" and self.alpha is not None and self.alpha >= 1,
+                f"alpha is {self.alpha}, expected a quantile between 0 and 1",
+            ),
+            (
+                self.is_unbalance and self.scale_pos_weight != 1,
+                "is_unbalance and scale_pos_weight exclude each other; take one of them out",
+            ),
+            (
+                bool(self.monotone_constraints) and objective in RENEWED,
+                f"monotone_constraints cannot hold with objective: {objective}, whose leaves are set after the tree is grown; "
+                "choose huber or l2, or take the constraints out",
+            ),
+            (
+                self.device_type == "gpu" and max([self.max_bin, *(self.max_bin_by_feature or {}).values()]) > 255,
+                "device_type: gpu has at most 255 bins; lower max_bin",
+            ),
+        ]
+
+    def check(self, task: Task, shards: Shards, workers: int) -> Task:
+        """Return the task with the loss that is minimised; raise `SpecError` or `DataError` where the data does not allow it."""
+        where = "model.params"
+        wanted = TASKS.get(self.objective, "regression") if self.objective else task.type
+        if wanted != task.type:
+            raise SpecError(
+                f"{where}.objective: '{self.objective}' goes with a {wanted} task, but this is a {task.type}: target "
+                f"'{task.target}'; set task.type: {wanted}, or take the objective out"
+            )
+        for name in BINARY if task.type != "binary" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise SpecError(f"{where}.{name} goes with a binary task, but this is a {task.type}; take it out")
+        if self.objective in LOWEST:
+            (lowest, allowed), (low, _) = LOWEST[self.objective], shards.target_range()
+            if low < 0 or (low == 0 and not allowed):
+                raise DataError(
+                    f"{where}.objective: '{self.objective}' needs targets {lowest}, but '{task.target}' goes down to {low:g}; "
+                    "choose another objective, or drop such rows with data.where"
+                )
+        by_feature(self, shards.features)
+        if self.interaction_constraints and workers > 1:
+            raise SpecError(
+                f"{where}.interaction_constraints: LightGBM 4.7 crashes with them on several workers, and there are {workers}; "
+                "set train.workers: 1, or take them out"
+            )
+        task = task.model_copy(update={"loss": self._loss()})
+        if self.metric is not None and self.metric not in task.metric_names:
+            known = task.metric_names
+            raise SpecError(
+                f"{where}.metric: '{self.metric}' is no metric of a {task.type} task{did_you_mean(self.metric, known)}"
+            )
+        return task
+
+    def settings(self, task: Task, features: Sequence[Feature], step: int = 0) -> dict[str, Any]:
+        """What LightGBM is told of the model, in its own words; a fit that goes on from `step` grows other random trees."""
+        own = self.model_dump(exclude={*OURS, *BY_COLUMN}, exclude_none=True) | by_feature(self, features)
+        if task.type != "binary":
+            del own["scale_pos_weight"], own["is_unbalance"]
+        if task.type == "multiclass":
+            own["num_class"] = task.outputs
+        if self.boosting == "rf":  # every tree starts from the same scores: with the same seeds it would be the same tree
+            own |= {name: own[name] + step for name in SEEDS if name in own}
+        default = "l2" if task.type == "regression" else task.type
+        objective = self.objective or default
+        return own | {"objective": {"l2": "regression", "l1": "regression_l1"}.get(objective, objective)}
+
+    def _loss(self) -> Loss | None:
+        """What is minimised, with LightGBM's defaults, where it is not the squared error."""
+        alpha = 0.9 if self.alpha is None else self.alpha
+        losses = {
+            "l1": Loss(name="mae"),
+            "huber": Loss(name="huber", parameter=alpha),
+            "fair": Loss(name="fair", parameter=1.0 if self.fair_c is None else self.fair_c),
+            "quantile": Loss(name="pinball", parameter=alpha),
+            "mape": Loss(name="mape"),
+            "poisson": Loss(name="poisson_deviance"),
+            "gamma": Loss(name="gamma_deviance"),
+            "tweedie": Loss(
+                name="tweedie_deviance", parameter=1.5 if self.tweedie_variance_power is None else self.tweedie_variance_power
+            ),
+        }
+        return losses.get(self.objective or "l2")
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+OURS: Final = {"rounds", "early_stopping", "metric", "eval_every", "max_category"}
+"""Parameters that are not LightGBM's."""
+BINARY: Final = ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance", "scale_pos_weight")
+SEEDS: Final = ("seed", "bagging_seed", "feature_fraction_seed", "extra_seed")
+TASKS: Final[dict[str, TaskType]] = {"binary": "binary", "multiclass": "multiclass"}
+"""Objectives of other tasks than regression."""
+RENEWED: Final = ("l1", "quantile", "mape")
+"""Objectives whose leaves are set once the tree is grown: by each worker from its own rows, and of these the mean is taken."""
+LOWEST: Final = {"poisson": ("of 0 and above", True), "tweedie": ("of 0 and above", True), "gamma": ("above 0", False)}
+"""Which targets an objective can learn, and whether 0 is one."""
+DEFAULTS: Final = {"objective": "l2"}
+BELONGS: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
+    "alpha": ("objective", ("quantile", "huber")),
+    "fair_c": ("objective", ("fair",)),
+    "tweedie_variance_power": ("objective", ("tweedie",)),
+    "poisson_max_delta_step": ("objective", ("poisson",)),
+    "reg_sqrt": ("objective", ("l2",)),
+    "drop_rate": ("boosting", ("dart",)),
+    "max_drop": ("boosting", ("dart",)),
+    "skip_drop": ("boosting", ("dart",)),
+    "uniform_drop": ("boosting", ("dart",)),
+    "xgboost_dart_mode": ("boosting", ("dart",)),
+    "drop_seed": ("boosting", ("dart",)),
+    "top_rate": ("data_sample_strategy", ("goss",)),
+    "other_rate": ("data_sample_strategy", ("goss",)),
+    "extra_seed": ("extra_trees", (True,)),
+    "num_grad_quant_bins": ("use_quantized_grad", (True,)),
+    "quant_train_renew_leaf": ("use_quantized_grad", (True,)),
+    "stochastic_rounding": ("use_quantized_grad", (True,)),
+    "gpu_use_dp": ("device_type", ("gpu",)),
+}
+"""Parameters that have a meaning with certain values of another one only."""
