@@ -57,9 +57,9 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
         if problem := ray.get(ask.remote(params)):
             raise ClusterError(problem)
     prepared = prepare(spec, progress=progress)
-    prepared = replace(prepared, task=family.check(params, prepared.task, prepared.shards))
-    check_requirements(spec, prepared.task)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
+    prepared = replace(prepared, task=family.check(params, prepared.task, prepared.shards, team.workers))
+    check_requirements(spec, prepared.task)
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
     started = time.monotonic()
     made = Run.create(spec.store, spec.name)

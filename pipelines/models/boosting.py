@@ -57,8 +57,8 @@ class LightGBM:
         Boosting(params, task, worker).run()
 
     @classmethod
-    def check(cls, params: LightGBMParams, task: Task, shards: Shards) -> Task:
-        return params.check(task, shards)
+    def check(cls, params: LightGBMParams, task: Task, shards: Shards, workers: int) -> Task:
+        return params.check(task, shards, workers)
 
     @classmethod
     def uses_gpu(cls, params: LightGBMParams) -> bool:

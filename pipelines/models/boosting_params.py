@@ -36,7 +36,7 @@ class LightGBMParams(Frozen):
 
     - **Objectives** of a regression. `poisson`, `gamma` and `tweedie` learn the logarithm; answers are on the target's scale all
       the same. On several workers LightGBM sets the leaves of `l1`, `quantile` and `mape` to the mean of what each worker's rows
-      alone would give: exact for one worker, close for workers with like rows, biased where the rows are sorted by the target.
+      alone would give: exact on one worker, close on workers with like rows. Rows sorted by the target are refused.
     - **dart** rescales earlier trees in later rounds. The best of its rounds cannot be cut out afterwards, so there is no early
       stopping, and a fit that goes on from a checkpoint leaves the trees before it as they are: its model differs from that of
       an undisturbed one.
@@ -45,7 +45,7 @@ class LightGBMParams(Frozen):
     - **By column**: `monotone_constraints`, `interaction_constraints`, `feature_contri` and `max_bin_by_feature` name columns of
       the data (or derived ones), not features.
     - **Constraints**: on several workers and with `feature_fraction_bynode` LightGBM falls back from `intermediate` and
-      `advanced` to `basic`; what is constrained holds either way.
+      `advanced` to `basic`; what is constrained holds either way. It crashes with `interaction_constraints` on several workers.
     """
 
     objective: Objective | None = None
@@ -219,7 +219,7 @@ class LightGBMParams(Frozen):
                 "is_unbalance and scale_pos_weight exclude each other; take one of them out",
             ),
             (
-                bool(self.monotone_constraints) and objective in ("l1", "quantile", "mape"),
+                bool(self.monotone_constraints) and objective in RENEWED,
                 f"monotone_constraints cannot hold with objective: {objective}, whose leaves are set after the tree is grown; "
                 "choose huber or l2, or take the constraints out",
             ),
@@ -229,7 +229,7 @@ class LightGBMParams(Frozen):
             ),
         ]
 
-    def check(self, task: Task, shards: Shards) -> Task:
+    def check(self, task: Task, shards: Shards, workers: int) -> Task:
         """Return the task with the loss that is minimised; raise `SpecError` or `DataError` where the data does not allow it."""
         where = "model.params"
         wanted = TASKS.get(self.objective, "regression") if self.objective else task.type
@@ -249,6 +249,11 @@ class LightGBMParams(Frozen):
                     "choose another objective, or drop such rows with data.where"
                 )
         by_feature(self, shards.features)
+        if self.interaction_constraints and workers > 1:
+            raise SpecError(
+                f"{where}.interaction_constraints: LightGBM 4.7 crashes with them on several workers, and there are {workers}; "
+                "set train.workers: 1, or take them out"
+            )
         task = task.model_copy(update={"loss": self._loss()})
         if self.metric is not None and self.metric not in task.metric_names:
             known = task.metric_names
@@ -298,6 +303,8 @@ BINARY: Final = ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance",
 SEEDS: Final = ("seed", "bagging_seed", "feature_fraction_seed", "extra_seed")
 TASKS: Final[dict[str, TaskType]] = {"binary": "binary", "multiclass": "multiclass"}
 """Objectives of other tasks than regression."""
+RENEWED: Final = ("l1", "quantile", "mape")
+"""Objectives whose leaves are set once the tree is grown: by each worker from its own rows, and of these the mean is taken."""
 LOWEST: Final = {"poisson": ("of 0 and above", True), "tweedie": ("of 0 and above", True), "gamma": ("above 0", False)}
 """Which targets an objective can learn, and whether 0 is one."""
 DEFAULTS: Final = {"objective": "l2"}

@@ -28,7 +28,7 @@ class Model(Protocol):
     """Which trainer of Ray Train starts its workers: a key of `training.trainer.TRAINERS`."""
 
     @classmethod
-    def check(cls, params: Any, task: Task, shards: Shards) -> Task:
+    def check(cls, params: Any, task: Task, shards: Shards, workers: int) -> Task:
         """Raise `SpecError` or `DataError` where the prepared data does not allow these parameters; before any worker starts.
 
         Returns the task, of a regression with the loss that the model minimises.

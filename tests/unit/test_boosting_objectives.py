@@ -55,7 +55,7 @@ def trained(folder: Path, task: Task, start: Start | None = None, **given: Any) 
     run = Recording(
         rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, network={}, start=start, rendezvous=None, attempt="a"
     )
-    LightGBM.fit(params, LightGBM.check(params, task, shards), run)
+    LightGBM.fit(params, LightGBM.check(params, task, shards, 1), run)
     return run
 
 

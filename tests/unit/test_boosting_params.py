@@ -129,7 +129,7 @@ def test_dart_has_no_early_stopping_unless_told_and_a_resolved_spec_stays_valid(
 def test_the_metric_of_early_stopping_is_what_the_objective_minimises(
     given: dict[str, Any], loss: Loss | None, main: str
 ) -> None:
-    task = params(**given).check(VALUE, Known())  # type: ignore[arg-type]
+    task = params(**given).check(VALUE, Known(), 1)  # type: ignore[arg-type]
 
     assert task.loss == loss
     assert task.metric_names[0] == task.loss_metric == main
@@ -141,20 +141,20 @@ def test_an_objective_that_the_data_does_not_allow_is_refused() -> None:
     with pytest.raises(
         DataError, match=r"'poisson' needs targets of 0 and above, but 'y' goes down to -3; choose another objective"
     ):
-        params(objective="poisson").check(VALUE, Known(low=-3.0))  # type: ignore[arg-type]
+        params(objective="poisson").check(VALUE, Known(low=-3.0), 1)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="'gamma' needs targets above 0, but 'y' goes down to 0"):
-        params(objective="gamma").check(VALUE, Known(low=0.0))  # type: ignore[arg-type]
-    params(objective="tweedie").check(VALUE, Known(low=0.0))  # type: ignore[arg-type]
+        params(objective="gamma").check(VALUE, Known(low=0.0), 1)  # type: ignore[arg-type]
+    params(objective="tweedie").check(VALUE, Known(low=0.0), 1)  # type: ignore[arg-type]
 
 
 def test_parameters_of_another_task_are_refused() -> None:
     with pytest.raises(SpecError, match="'poisson' goes with a regression task, but this is a binary: target 'y'; set task.type"):
-        params(objective="poisson").check(BINARY, Known())  # type: ignore[arg-type]
+        params(objective="poisson").check(BINARY, Known(), 1)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="is_unbalance goes with a binary task"):
-        params(is_unbalance=True).check(VALUE, Known())  # type: ignore[arg-type]
+        params(is_unbalance=True).check(VALUE, Known(), 1)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="'pinball' is no metric of a regression task"):
-        params(metric="pinball").check(VALUE, Known())  # type: ignore[arg-type]
-    assert params(metric="pinball", objective="quantile").check(VALUE, Known()).loss_metric == "pinball"  # type: ignore[arg-type]
+        params(metric="pinball").check(VALUE, Known(), 1)  # type: ignore[arg-type]
+    assert params(metric="pinball", objective="quantile").check(VALUE, Known(), 1).loss_metric == "pinball"  # type: ignore[arg-type]
 
 
 def test_constraints_follow_the_column_into_its_features() -> None:
@@ -174,7 +174,7 @@ def test_constraints_follow_the_column_into_its_features() -> None:
 )
 def test_a_constraint_on_what_is_no_plain_number_is_refused(column: str, sentence: str) -> None:
     with pytest.raises(SpecError, match="model.params.monotone_constraints") as refused:
-        params(monotone_constraints={column: 1}).check(VALUE, Known(features=FEATURES))  # type: ignore[arg-type]
+        params(monotone_constraints={column: 1}).check(VALUE, Known(features=FEATURES), 1)  # type: ignore[arg-type]
     assert sentence in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -182,6 +182,8 @@ def test_groups_of_columns_that_may_interact() -> None:
     found = params(interaction_constraints=[["distance"], ["city", "age"]]).settings(VALUE, FEATURES)
     assert found["interaction_constraints"] == [[0, 1], [2, 3, 6], [4, 5]]
 
+    with pytest.raises(SpecError, match="crashes with them on several workers, and there are 2; set train.workers: 1"):
+        params(interaction_constraints=[["distance"]]).check(VALUE, Known(), 2)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="feature 'route' is made of city and age, which no group has together"):
         params(interaction_constraints=[["city"], ["age"]]).settings(VALUE, FEATURES)
 
