@@ -310,8 +310,8 @@ def _check_alike(what: str, samples: list[np.ndarray[Any, np.dtype[np.float64]]]
     apart = max(float(np.abs(one - other).max()) for one, other in itertools.combinations(shares, 2))
     if apart > APART + 3 / math.sqrt(min(map(len, samples))):
         raise DataError(
-            f"{what} needs workers with like rows, but the rows are sorted so that their targets differ (by {apart:.0%} of them); "
-            "set prepare.bucket_by: [a column that has many values], which mixes them, or train.workers: 1"
+            f"{what} needs workers with like rows, but the rows are sorted so that their targets differ (by {apart:.0%} of the "
+            "rows); set prepare.bucket_by: [a column that has many values], which mixes them, or train.workers: 1"
         )
 
 
