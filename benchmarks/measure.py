@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -50,6 +51,25 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Measur
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{err[-4000:]}")
     return Measured(seconds, peak.mb, peak.processes, json.loads(out))
+
+
+def alternate(module: str, sides: Sequence[str], repeat: int, **places: Path) -> dict[str, list[Measured]]:
+    """Run the sides of a benchmark in turn as `python -m MODULE --side SIDE`, at one priority: Ray lowers its workers'."""
+    words = [word for name, place in places.items() for word in (f"--{name}", str(place))]
+    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    for _ in range(repeat):
+        for name, measured in found.items():
+            command = [sys.executable, "-m", module, "--side", name, *words]
+            measured.append(measure(command, env={"RAY_worker_niceness": "0"}))
+    return found
+
+
+def wait_for_slots(session: Any) -> None:
+    """Return once a worker of each slot has answered."""
+    import ray
+
+    nothing = ray.remote(num_cpus=1)(lambda: time.sleep(0.1))
+    ray.get([nothing.remote() for _ in range(int(session.slots().total))])
 
 
 class Peak:

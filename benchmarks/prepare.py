@@ -23,7 +23,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Measured, measure, median, save
+from benchmarks.measure import Measured, alternate, median, save, wait_for_slots
 from benchmarks.table import CARDINALITIES, NUMERIC, TARGET, TIMES, generate
 
 CATEGORICAL = list(CARDINALITIES)
@@ -42,29 +42,19 @@ def main() -> None:
     parser.add_argument("--out", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        json.dump(SIDES[options.side](options.source, options.out), sys.stdout)
+        json.dump(SIDES[options.side](options.source, f"{tempfile.mkdtemp(dir=options.out)}/out"), sys.stdout)
         return
     found: dict[str, dict[str, list[Measured]]] = {}
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="heliostat-bench-") as folder:
             source = generate(Path(folder) / "data", rows)
-            sides: dict[str, list[Measured]] = {name: [] for name in ("heliostat", "polars", *options.peers)}
-            for i in range(options.repeat):
-                for name, measured in sides.items():
-                    out = Path(folder) / f"{name}-{i}"
-                    words = ["--side", name, "--source", str(source), "--out", str(out)]
-                    # Ray lowers its workers' priority; here both sides compete with nobody.
-                    measured.append(
-                        measure([sys.executable, "-m", "benchmarks.prepare", *words], env={"RAY_worker_niceness": "0"})
-                    )
-            found[f"{rows:,}"] = sides
+            sides = ("heliostat", "polars", *options.peers)
+            found[f"{rows:,}"] = alternate("benchmarks.prepare", sides, options.repeat, source=source, out=Path(folder))
     report(found)
 
 
 def heliostat(source: str, out: str) -> dict[str, Any]:
     """`heliostat prepare` on a Ray that has just started; none of its workers has seen a line of heliostat."""
-    import ray
-
     from app.session import open_session
     from app.spec import Spec
     from pipelines.explain import checked
@@ -75,10 +65,7 @@ def heliostat(source: str, out: str) -> dict[str, Any]:
         Spec, {"name": "table", "data": {"source": source}, "task": {"target": TARGET}, "features": steps, "store": out}
     )
     with open_session() as session:
-        import ray.data
-
-        nothing = ray.remote(num_cpus=1)(lambda: time.sleep(0.1))
-        ray.get([nothing.remote() for _ in range(int(session.slots().total))])
+        wait_for_slots(session)
         started = time.monotonic()
         prepared = prepare(spec)
         seconds, started = time.monotonic() - started, time.monotonic()

@@ -24,7 +24,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Measured, measure, median, save
+from benchmarks.measure import Measured, alternate, median, save, wait_for_slots
 from benchmarks.table import CARDINALITIES, NUMERIC, TARGET, TIMES, generate
 
 CATEGORICAL = list(CARDINALITIES)
@@ -55,20 +55,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="heliostat-bench-") as folder:
             generate(Path(folder) / "train", rows)
             generate(Path(folder) / "test", 250_000, TEST_FILE)
-            sides: dict[str, list[Measured]] = {name: [] for name in ("heliostat", "lightgbm", *options.peers)}
-            for _ in range(options.repeat):
-                for name, measured in sides.items():
-                    command = [sys.executable, "-m", "benchmarks.train_lightgbm", "--side", name, "--folder", folder]
-                    # Ray lowers its workers' priority; here both sides compete with nobody.
-                    measured.append(measure(command, env={"RAY_worker_niceness": "0"}))
-            found[f"{rows:,}"] = sides
+            sides = ("heliostat", "lightgbm", *options.peers)
+            found[f"{rows:,}"] = alternate("benchmarks.train_lightgbm", sides, options.repeat, folder=Path(folder))
     report(found)
 
 
 def heliostat(folder: Path) -> dict[str, Any]:
     """`heliostat train` on a Ray that has just started; none of its workers has seen a line of heliostat."""
-    import ray
-
     from app.session import open_session
     from app.spec import Spec
     from pipelines.evaluate import evaluate
@@ -76,11 +69,7 @@ def heliostat(folder: Path) -> dict[str, Any]:
     from pipelines.train import train
 
     with tempfile.TemporaryDirectory(dir=folder) as store, open_session() as session:
-        import ray.data
-        import ray.train
-
-        nothing = ray.remote(num_cpus=1)(lambda: time.sleep(0.1))
-        ray.get([nothing.remote() for _ in range(int(session.slots().total))])
+        wait_for_slots(session)
         spec = checked(
             Spec,
             {

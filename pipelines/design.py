@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from pipelines.cache import Address, address_of
@@ -60,7 +61,7 @@ class Design:
         """The columns as the files have them."""
         return self.inferred.schema
 
-    @property
+    @cached_property
     def address(self) -> Address:
         """Where the prepared data is kept: whatever changes its content changes this."""
         spec = self.spec

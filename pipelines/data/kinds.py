@@ -119,14 +119,15 @@ class _Sample:
 
     @cached_property
     def texts(self) -> tuple[pa.Array, Times]:
-        """The different texts, and how often each stands there."""
+        """The different texts that say something, and how often each stands there."""
         found = pc.value_counts(self.whole)
+        found = found.filter(pc.invert(is_blank(found.field("values"))))
         return found.field("values"), found.field("counts").to_numpy()
 
     def written(self, form: TextForm, type: Type) -> float:
         """The share of the texts that have the form, of those that say something; 0 where none does."""
         texts, times = self.texts
-        said = int(times[pc.invert(is_blank(texts)).to_numpy(zero_copy_only=False)].sum())
+        said = int(times.sum())
         if form != "boolean":  # most texts begin like no number and no date
             first = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), r"^[-.0-9]").to_numpy(zero_copy_only=False)
             texts, times = texts.filter(pa.array(first)), times[first]

@@ -10,6 +10,7 @@ import contextlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ class Reader:
         needed = self._derivation.needs(wanted)
         return [name for name in self.raw.names if name in needed]
 
-    @property
+    @cached_property
     def encoded(self) -> frozenset[str]:
         """The columns of texts that only transforms look at: a block may have each different text once (`schema.encoded`)."""
         if not self.format.encodes:

@@ -103,8 +103,9 @@ class Summarise:
                 )
             )
             chosen = block.take(in_sample(block.identity, self.share))
+            table = decoded(chosen.table)
             for split, kept in enumerate(samples):
-                kept.append(decoded(chosen.table.filter(pa.array(chosen.split == split))))
+                kept.append(table.filter(pa.array(chosen.split == split)))
             chosen = chosen.take(chosen.split == 0)
             hashes.append(salted(chosen.identity, SAMPLE_SALT))
             places.append(chosen.places)

@@ -65,18 +65,17 @@ class NumberStatistics:
         is_finite = np.isfinite(values)
         all_finite = bool(is_finite.all())
         finite = values if all_finite else values[is_finite]
-        weights: Any = 1 if times is None else times if all_finite else times[is_finite]
+        weights = times if all_finite or times is None else times[is_finite]
         count = len(values) if times is None else int(times.sum())
-        num_finite = len(finite) if times is None else int(weights.sum())
-        is_missing = np.empty(0, np.bool_) if all_finite else np.isnan(values)
-        missing = int(np.count_nonzero(is_missing) if times is None or all_finite else times[is_missing].sum())
+        num_finite = count if all_finite else int(_total(is_finite, times))
+        missing = 0 if all_finite else int(_total(np.isnan(values), times))
         if num_finite == 0:
             return cls(count, missing, count - missing)
         with np.errstate(over="ignore", invalid="ignore"):  # squares overflow beyond 1e154; a fit that needs them refuses
-            mean = float((finite if times is None else finite * weights).sum() / num_finite)
+            mean = float(_total(finite, weights) / num_finite)
             squares = finite - mean
             squares *= squares
-            m2 = float((squares if times is None else squares * weights).sum())
+            m2 = float(_total(squares, weights))
         low, high = float(finite.min()) + 0.0, float(finite.max()) + 0.0  # -0.0 + 0.0 is 0.0: which came first plays no part
         return cls(count, missing, count - missing - num_finite, mean, m2, low, high)
 
@@ -265,6 +264,11 @@ class StringStatistics:
 
 
 Statistics = NumberStatistics | StringStatistics
+
+
+def _total(values: npt.NDArray[Any], times: npt.NDArray[np.int64] | None) -> Any:
+    """The sum of the values, each as often as `times` says."""
+    return (values if times is None else values * times).sum()
 
 
 def _summed(texts: pa.Array, times: pa.Array) -> tuple[pa.Array, pa.Array]:
