@@ -128,6 +128,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "require": spec.evaluate.require,
         "steps": left.state["final"],
         "workers": left.workers,
+        "failures": left.failures,
     }
 
 
