@@ -9,10 +9,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 TAIL_BYTES: Final = 16_384
-ASK_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ def trace(pid: int, *, kill: bool = False) -> Trace:
             process = psutil.Process(pid)
             if "ray::" in " ".join(process.cmdline()):  # else the pid is another process's by now
                 process.send_signal(signal.SIGKILL)
-    node = ray._private.worker._global_node
-    logs = list(Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.err")) if node else []
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.err")
     written = "".join(_tail(path) for path in logs)
     return Trace(written, kernel_oom_kills(), psutil.virtual_memory().total)
 

@@ -260,7 +260,7 @@ def _look(lost: Lost) -> Trace | None:
     if lost.node is None or lost.pid is None or lost.node not in alive:
         return None
     there = NodeAffinitySchedulingStrategy(lost.node, soft=False)
-    look = ray.remote(trace).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    look: Any = ray.remote(trace).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
     try:
         found: Trace = ray.get(look.remote(lost.pid, kill=lost.how == "silent"), timeout=LOOK_S)
     except ray.exceptions.RayError:  # its node is gone or cut off
