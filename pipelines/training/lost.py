@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 TAIL_BYTES: Final = 16_384
+LESS_MEMORY: Final = "take fewer workers a node, or nodes with more memory"
 
 
 @dataclass(frozen=True)
@@ -68,24 +69,24 @@ def explain(lost: Lost, trace: Trace | None, oom_kills: int = 0) -> str:
         return f"{lost.who} has not answered for {lost.text} s: it is stopped, or its node cannot be reached; it was killed"
     if lost.how == "failed":
         return f"{lost.who} {_failure(lost.text)}"
-    if found := re.search(r"[Mm]emory on the node .*? was (\S+ ?/ ?\S+) \(([\d.]+)\)", lost.text, re.S):
-        used = re.search(r"memory used=([\d.]+ ?\w+)", lost.text)
+    if found := re.search(r"Memory on the node .*? was (\S+) used / (\S+) limit", lost.text):
+        own = re.search(rf"\bpid={lost.pid}, [^)]*?memory used=(\w[\w.]*)", lost.text)
         return (
-            f"{lost.who} ran out of memory: it was killed by Ray when its node had {found[1]} in use"
-            f"{f', {used[1]} of them its own' if used else ''}; use fewer workers a node, or nodes with more memory"
+            f"{lost.who} ran out of memory: Ray killed it when its node had {found[1]} of {found[2]} in use"
+            f"{f', {own[1]} of that its own' if own else ''}; {LESS_MEMORY}"
         )
-    if re.search(r"node (has died|was terminated|died)|node failure", lost.text):
+    if re.search(r"its node has died|node was terminated", lost.text):
         return f"{lost.who} is lost with its node, which died or cannot be reached"
-    signals = re.findall(r"\*\*\* (SIG\w+) received", trace.stderr) if trace else []
-    if signals:
-        fatal = re.findall(r"\[LightGBM\] \[Fatal\] (.*)", trace.stderr) if trace else []
-        said = re.findall(r"^(?!\s*$|\[|\*\*\*|\s).+", trace.stderr, re.M) if trace else []
-        last = f"LightGBM said: {fatal[-1].strip()}" if fatal else f"it wrote: {said[-1].strip()}" if said else ""
-        return f"{lost.who} was ended by its own native code ({signals[-1]}){f'; {last}' if last else ''}"
+    written = trace.stderr if trace else ""
+    if signals := re.findall(r"\*\*\* (SIG\w+) received", written):
+        fatal = re.findall(r"\[LightGBM\] \[Fatal\] (.*)", written)
+        other = re.findall(r"what\(\): +(.*)", written)
+        last = f"; LightGBM said: {fatal[-1].strip()}" if fatal else f"; it said: {other[-1].strip()}" if other else ""
+        return f"{lost.who} was ended by its own native code ({signals[-1]}){last}"
     if trace and trace.oom_kills > oom_kills:
         return (
             f"{lost.who} ran out of memory: the kernel of its node, which has {trace.memory / 2**30:.1f} GiB, killed it; "
-            "use fewer workers a node, or nodes with more memory"
+            f"{LESS_MEMORY}"
         )
     return f"{lost.who} was killed from outside (SIGKILL)"
 

@@ -94,7 +94,7 @@ class Watch(ControllerCallback, WorkerGroupCallback):
                 try:
                     ray.get(ref)
                     asked[self._workers[rank].execute_async(os.getpid)] = rank
-                except ray.exceptions.RayActorError as error:
+                except ray.exceptions.RayError as error:
                     found[rank] = WorkerHealthCheckFailedError("", failure=error)
             time.sleep(0.1)
         return found
