@@ -43,10 +43,7 @@ class Trace(NamedTuple):
 
 def is_symptom(text: str) -> bool:
     """Whether the text tells of a connection that broke, which is what another rank's death looks like from a survivor."""
-    return (
-        re.search(r"Socket (send|recv|connect) error|Connecting to rank \d+ failed|Broken pipe|Connection reset", text)
-        is not None
-    )
+    return re.search(r"Socket \w+ error|lost its connection to another rank", text) is not None
 
 
 def sentences(lost: list[Lost], trace: Callable[[Lost], Trace | None], oom_kills: int) -> list[str]:
@@ -118,6 +115,8 @@ def kernel_oom_kills() -> int:
 def _failure(text: str) -> str:
     if port := re.search(r"Binding port (\d+) failed", text):
         return f"could not listen for its peers on port {port[1]}, which another process took first; each start takes other ports"
+    if broken := re.search(r"Socket \w+ error, (.*) \(code: \d+\)", text):
+        return f"lost its connection to another rank: {broken[1]}"
     if "did not start" in text or text.startswith("waited"):
         return text.splitlines()[0]
     return f"failed: {text.splitlines()[0] if text else 'without a word'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -284,7 +285,8 @@ def _explained(error: BaseException, hear: Hearing) -> BaseException:
     if found is not None:
         return found
     deaths = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, WorkerGroupStartupFailedError)
-    if hear.failures and any(isinstance(cause, deaths) or "Binding port" in str(cause) for cause in causes):
+    network = r"Binding port|Socket \w+ error"  # LightGBM's own errors that are no fault of ours
+    if hear.failures and any(isinstance(cause, deaths) or re.search(network, str(cause)) for cause in causes):
         often = f"the workers were lost {hear.losses} times" if hear.losses > 1 else "the workers were lost"
         return ClusterError(f"train: {hear.failures[-1]}; {often}, and train.max_failures is {hear.max_failures}")
     return error
