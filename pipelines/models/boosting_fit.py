@@ -49,7 +49,7 @@ class Boosting:
     def run(self) -> None:
         worker, params = self._worker, self._params
         train = self._dataset("train", self._reference())
-        valid = self._dataset("valid", train) if worker.total_rows("valid") else None
+        valid = self._dataset("valid", train) if worker.rows("valid") else None  # LightGBM refuses a Dataset without rows
         booster = lgb.Booster({**self._settings(), **worker.network}, train)
         if valid is not None:
             booster.add_valid(valid, "valid")
@@ -118,11 +118,12 @@ class Boosting:
         return dataset
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
-        if valid is None:
+        if not self._worker.total_rows("valid"):
             self._worker.log(step, {}, total=self._params.rounds)
             return
-        metrics = Metrics(self._task)
-        booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
+        metrics = Metrics(self._task)  # of a rank without a valid row: nothing, and the others wait for it
+        if valid is not None:
+            booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
         result = Metrics.merge(self._task, self._worker.gather(f"valid-{step}", metrics.state())).result()
         self._worker.log(step, {"valid": result}, total=self._params.rounds)
         value = result[self._metric]

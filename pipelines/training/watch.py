@@ -35,9 +35,11 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         self._rendezvous = rendezvous
         self._timeout_s = timeout_s
         self._max_failures = max_failures
+        self._left_s = LEFT_S
         self._failed_starts = 0
         self._workers: list[Any] = []
         self._left: float | None = None
+        self._told = False
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Make the controller known, through which an interrupted driver can end the fit."""
@@ -45,7 +47,7 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         ray.get(self._rendezvous.lead.remote(ray.get_runtime_context().current_actor))
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        self._workers, self._left = [], None
+        self._workers, self._left, self._told = [], None, False
         self._tell({"group": "starting"})
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
@@ -55,11 +57,13 @@ class Watch(ControllerCallback, WorkerGroupCallback):
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         statuses: dict[int, Any] = worker_group_status.worker_statuses
         errors: dict[int, BaseException] = dict(worker_group_status.errors)
+        if errors and self._told:  # they are dead because they were killed here
+            return
         if errors:
             if all(is_symptom(str(error)) for error in errors.values()):
                 errors |= self._deaths([rank for rank in statuses if rank not in errors])
-            self._tell({"lost": [self._lost(rank, error) for rank, error in sorted(errors.items())]})
-            self._kill(list(statuses))  # survivors may spin in LightGBM, which takes a closed connection for a slow one
+            # Survivors may spin in LightGBM, which takes a closed connection for a slow one.
+            self._end([self._lost(rank, error) for rank, error in sorted(errors.items())])
         else:
             self._end_waiting({rank for rank, status in statuses.items() if not status.running}, set(statuses))
 
@@ -68,7 +72,12 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         error = getattr(getattr(current_state, "training_failed_error", None), "controller_failure", None)
         if type(current_state).__name__ == "ReschedulingState" and isinstance(error, WorkerGroupStartupFailedError):
             self._failed_starts += 1
-            self._tell({"lost": [Lost("a worker", "failed", f"did not start: {error.__cause__ or error}")]})
+            text = str(error.__cause__ or error)
+            died = "Worker exit type" in text or "its node has died" in text or "running low on memory" in text
+            lost = (
+                Lost("a worker that was starting", "died", text) if died else Lost("a worker", "failed", f"did not start: {text}")
+            )
+            self._tell({"lost": [lost]})
             if self._failed_starts > self._max_failures:
                 raise error
 
@@ -78,10 +87,9 @@ class Watch(ControllerCallback, WorkerGroupCallback):
             self._left = None
             return
         self._left = self._left if self._left is not None else time.monotonic()
-        if time.monotonic() - self._left > LEFT_S:
-            why = f"waited {LEFT_S:.0f} s for rank {min(ended)}, which has ended"
-            self._tell({"lost": [self._about(rank, "failed", why) for rank in sorted(ranks - ended)]})
-            self._kill(sorted(ranks - ended))
+        if time.monotonic() - self._left > self._left_s and not self._told:
+            why = f"waited {self._left_s:.0f} s for rank {min(ended)}, which has ended"
+            self._end([self._about(rank, "failed", why) for rank in sorted(ranks - ended)])
 
     def _deaths(self, ranks: list[int]) -> dict[int, BaseException]:
         """Ask ranks that look alive once more: who broke the connection that others complain of?"""
@@ -112,9 +120,11 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         at = self._workers[rank].metadata
         return Lost(f"rank {rank} (pid {at.pid} on {at.hostname})", how, text, pid=at.pid, node=at.node_id)
 
-    def _kill(self, ranks: list[int]) -> None:
-        for rank in ranks:
-            ray.kill(self._workers[rank].actor)
+    def _end(self, lost: list[Lost]) -> None:
+        self._tell({"lost": lost})
+        self._told = True
+        for worker in self._workers:
+            ray.kill(worker.actor)
 
     def _tell(self, entry: dict[str, Any]) -> None:
         self._rendezvous.report.remote(entry)

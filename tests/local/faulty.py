@@ -5,6 +5,7 @@ Its `fit` is LightGBM's own; the accident is a real one (a signal, an abort in L
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,12 +22,16 @@ from pipelines.training.worker import Worker
 
 class FaultyParams(LightGBMParams):
     accident: str = "none"
-    """kill | stop | abort | port | exit"""
+    """kill | stop | abort | port | leave"""
     at: int = 0
     """The step: at the first evaluation from there on, or before the first round."""
     rank: int = 1
     marker: str = ""
     """A file that is there once it has happened; empty: it happens each time."""
+
+
+class Leaving(Exception):  # noqa: N818 - no error: the rank ends as if it had finished
+    pass
 
 
 class Faulty(LightGBM):
@@ -43,7 +48,8 @@ class Faulty(LightGBM):
                 _happen(params.accident)
             else:
                 worker.gather = _at(worker.gather, params)  # type: ignore[method-assign]
-        super().fit(own, task, worker)
+        with contextlib.suppress(Leaving):
+            super().fit(own, task, worker)
 
 
 def _first(marker: str) -> bool:
@@ -88,7 +94,7 @@ def _happen(accident: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "abort":
             lgb.Dataset(pa.table({"x": ["a", "b"]})).construct()  # LightGBM aborts the process on columns of text
-        case "exit":
-            os._exit(3)
+        case "leave":
+            raise Leaving
         case _:
             raise AssertionError(accident)

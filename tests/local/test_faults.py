@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+import ray
 
 from pipelines.errors import ClusterError, DataError
 from pipelines.explain import checked
@@ -20,7 +28,10 @@ from pipelines.progress import Silent
 from pipelines.runs import Run
 from pipelines.spec import PipelineSpec
 from pipelines.train import train
+from pipelines.training import watch
+from pipelines.training.rendezvous import Rendezvous
 from tests.local.conftest import wait_for
+from tests.local.cut_link import HOSTS
 
 # Of the test's own work: the shared Ray starts before its clock.
 pytestmark = [pytest.mark.usefixtures("session"), pytest.mark.timeout(60, func_only=True)]
@@ -218,6 +229,83 @@ def test_the_workers_start_again_and_end_with_the_whole_model(
     assert [note for note in noting.notes if note.startswith("train: ")] == [f"train: {failure}{again}"]
     assert [worker["from_step"] for worker in second] == [from_step] * 2
     assert booster_of(done).current_iteration() == 20 and root_count(done) == done.record["rows"]["train"]
+
+
+def test_ranks_that_wait_for_one_another_are_told_so() -> None:
+    rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
+    assert ray.get([rendezvous.gather.remote("a", "first", rank, 2, rank) for rank in (0, 1)]) == [[0, 1], [0, 1]]
+
+    for waiting in [rendezvous.gather.remote("a", key, rank, 2, None) for rank, key in enumerate(("valid-5", "network-2"))]:
+        with pytest.raises(RuntimeError, match="wait for one another for ever: rank 0 under 'valid-5', rank 1 under 'network-2'"):
+            ray.get(waiting)
+
+    ray.kill(rendezvous)
+
+
+def test_a_rank_that_waits_for_one_that_has_ended_is_killed(
+    plain: Run, data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LightGBM spins for ever on a connection that its peer has closed."""
+    monkeypatch.setattr(watch, "LEFT_S", 3.0)
+
+    with pytest.raises(
+        ClusterError, match=r"rank 0 \(pid \d+ on \S+\) waited 3 s for rank 1, which has ended; the workers were lost"
+    ):
+        trained(accident(data, store, "leave", None, at=12, max_failures=0))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make networks and cut them")
+def test_a_cut_link_between_ranks_ends_both_and_not_after_an_hour(tmp_path: Path) -> None:
+    """Two machines, made of network namespaces: each rank notices by itself, for no packet tells it."""
+    with two_machines() as (names, cut):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
+        ranks = [
+            subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, "-m", "tests.local.cut_link", str(rank)],
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            for rank, (name, log) in enumerate(zip(names, logs, strict=True))
+        ]
+        try:
+            wait_for(lambda: all("connected" in log.read_text() for log in logs), "both ranks to train", 50)
+            time.sleep(1)  # into the rounds
+            cut()
+            began = time.monotonic()
+            assert [rank.wait(50) for rank in ranks] == [0, 0]
+            assert time.monotonic() - began < 40
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+        for log in logs:
+            assert re.search(
+                r"^Socket \w+ error, (Network is unreachable|No route to host|Connection timed out)", log.read_text(), re.M
+            )
+
+
+@contextlib.contextmanager
+def two_machines() -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """Two network namespaces with a cable between them, and what cuts it."""
+    names = [f"hs-{os.getpid()}-{end}" for end in ("a", "b")]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for name, host in zip(names, HOSTS, strict=True):
+            ip("-n", name, "addr", "add", f"{host}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names, lambda: ip("-n", names[0], "link", "set", "cable", "down")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def train_workers() -> list[int]:
