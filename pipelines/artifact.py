@@ -141,7 +141,8 @@ class Artifact:
         """Answer canonical rows and say what each column contributes; yields so many consecutive rows at a time as memory allows.
 
         `base` and the `contributions`, a number per column or group, sum to the raw score: the log-odds of a binary task, of each
-        class before the softmax, the value of a regression (its logarithm, where the objective has a log link). Raises `ArtifactError` for a family that has no contributions.
+        class before the softmax, the value of a regression (its logarithm, where the objective has a log link). Raises
+        `ArtifactError` for a family that has no contributions.
         """
         matrix = self.matrix(table)
         start = 0

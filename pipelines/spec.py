@@ -154,6 +154,8 @@ class TrainSpec(Frozen):
     """Rounds or steps between checkpoints."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often lost workers are replaced before the run ends."""
+    worker_timeout_s: Annotated[float, Field(ge=1)] = 20.0
+    """Seconds without a sign of life after which a worker counts as lost. One that is busy gives signs of life."""
 
 
 class EvaluateSpec(Frozen):

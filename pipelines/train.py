@@ -148,6 +148,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "require": spec.evaluate.require,
         "steps": left.state["final"],
         "workers": left.workers,
+        "failures": left.failures,
     }
 
 

@@ -48,7 +48,7 @@ class Boosting:
         train = self._dataset("train", self._reference())
         if params.objective in RENEWED:
             self._check_alike(train)
-        valid = self._dataset("valid", train) if worker.total_rows("valid") else None
+        valid = self._dataset("valid", train) if worker.rows("valid") else None  # LightGBM refuses a Dataset without rows
         booster = lgb.Booster({**self._settings(), **worker.network}, train)
         if valid is not None:
             booster.add_valid(valid, "valid")
@@ -131,11 +131,12 @@ class Boosting:
             )
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
-        if valid is None:
+        if not self._worker.total_rows("valid"):
             self._worker.log(step, {}, total=self._params.rounds)
             return
-        metrics = Metrics(self._task)
-        booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
+        metrics = Metrics(self._task)  # of a rank without a valid row: nothing, and the others wait for it
+        if valid is not None:
+            booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
         result = Metrics.merge(self._task, self._worker.gather(f"valid-{step}", metrics.state())).result()
         self._worker.log(step, {"valid": result}, total=self._params.rounds)
         value = result[self._metric]

@@ -5,22 +5,28 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.prepared import Shards
-from pipelines.errors import DataError
+from pipelines.errors import ClusterError, DataError
 from pipelines.progress import Progress, Stage
 from pipelines.registry import MODELS, load
 from pipelines.spec import ModelSpec, TrainSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
+from pipelines.training.lost import Lost, Trace, sentences, trace
 from pipelines.training.worker import STATE, Job, train_loop
 
 POLL_S = 0.25
 END_S = 30.0
+LOOK_S = 15.0
+START_S = 300.0
+"""How long a worker group may take from its start to its first line; a start that waits for slots is begun anew every minute."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Fit:
     state: dict[str, Any]
     workers: list[dict[str, Any]] = field(default_factory=list)
     """Every worker that ever started: rank, pid, host, threads, rows, from_step."""
+    failures: list[str] = field(default_factory=list)
+    """Why workers were lost on the way, a sentence each."""
 
 
 def fit(
@@ -72,17 +80,23 @@ def fit(
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
-    A lost worker starts the group again from the last checkpoint, at most `train.max_failures` times.
+    A lost worker starts the group again from the last checkpoint, at most `train.max_failures` times; then `ClusterError` says
+    why it was lost.
     """
     import ray
     import ray.train
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipelines.training.rendezvous import Rendezvous
+    from pipelines.training.watch import Watch
 
     family = load(MODELS, model.type, "model.type")
-    rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
+    # With the driver, as Ray Train's controller: with another node it would be lost, and the fit with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    rendezvous = Rendezvous.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous)
+    watch: Any = Watch(rendezvous, train.worker_timeout_s, train.max_failures)
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
     trainer = _lean(TRAINERS[family.trainer]())(
         train_loop,
@@ -94,17 +108,16 @@ def fit(
             storage_filesystem=folder.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_announcing(rendezvous)],
+            callbacks=[watch],
         ),
     )
-    workers: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        hear = Hearing(stack, progress, metrics, workers)
+        hear = Hearing(stack, progress, metrics, train.max_failures)
         done = _in_background(trainer.fit)
         try:
             result = _listen_until(done, rendezvous, hear)
         except TrainingFailedError as error:
-            raise _explained(error) from error
+            raise _explained(error, hear) from error
         finally:
             if not done.done():  # Ctrl-C
                 with contextlib.suppress(ray.exceptions.RayError):  # the actor is gone with its node; what interrupted us is told
@@ -115,7 +128,7 @@ def fit(
     left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
     state = json.loads(left.read_bytes(STATE))
     assert "final" in state, "the last checkpoint is not the last report"
-    return Fit(left, state, workers)
+    return Fit(left, state, hear.workers, hear.failures)
 
 
 def _lightgbm() -> Any:
@@ -146,18 +159,6 @@ def _lean(trainer: Any) -> Any:
     return Lean
 
 
-def _announcing(rendezvous: Any) -> Any:
-    """A callback that makes the fit's controller known to the rendezvous, through which an interrupted driver can end it."""
-    import ray
-    from ray.train.v2._internal.execution.callback import ControllerCallback
-
-    class Announcing(ControllerCallback):
-        def after_controller_start(self, train_run_context: Any) -> None:
-            ray.get(rendezvous.lead.remote(ray.get_runtime_context().current_actor))
-
-    return Announcing()
-
-
 def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     """Run it in a thread that does not outlive the process.
 
@@ -175,7 +176,7 @@ def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     return future
 
 
-def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: Callable[[dict[str, Any]], None]) -> Any:
+def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: Hearing) -> Any:
     """Pass on what the ranks report until the fit has ended; return its result or raise its error."""
     import ray
 
@@ -183,27 +184,60 @@ def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: C
     while not ended:
         ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
         with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node; the fit tells
-            for entry in ray.get(rendezvous.drain.remote()):
+            for entry in ray.get(rendezvous.drain.remote(), timeout=END_S):
                 hear(entry)
+        if not ended and hear.start_s > START_S:
+            raise ClusterError(
+                f"train: the workers were not ready {START_S:.0f} s after their start; one may be stopped, or its node cut off"
+            )
     return done.result()
 
 
 @dataclass
 class Hearing:
-    """Keep what the ranks report: metrics in the run's file, workers in the record, the step on the progress display."""
+    """Keep what the ranks report: metrics in the run's file, workers and losses in the record, the step on the display."""
 
     stack: contextlib.ExitStack
     progress: Progress
     metrics: Folder
-    workers: list[dict[str, Any]]
+    max_failures: int
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    losses: int = 0
+    """How often the group was lost; one loss may have several reasons."""
     stage: Stage | None = None
     step: int = 0
+    _oom_kills: int = 0
+    _starting: float | None = None
 
     def __call__(self, entry: dict[str, Any]) -> None:
         if "worker" in entry:
             self.workers.append(entry["worker"])
-            return
-        step, total, found = entry["step"], entry["total"], entry["metrics"]
+            self._oom_kills = max(self._oom_kills, entry["oom_kills"])
+        elif "group" in entry:
+            self._starting = time.monotonic() if entry["group"] == "starting" else None
+        elif "lost" in entry:
+            self._lost(entry["lost"])
+        else:
+            self._report(entry["step"], entry["total"], entry["metrics"])
+
+    @property
+    def start_s(self) -> float:
+        """For how long the workers have been starting."""
+        return time.monotonic() - self._starting if self._starting is not None else 0.0
+
+    def _lost(self, lost: list[Lost]) -> None:
+        told = sentences(lost, _look, self._oom_kills)
+        self.failures += told
+        self.losses += 1
+        again = (
+            f"; the workers start again from the last checkpoint (failure {self.losses} of at most {self.max_failures})"
+            if self.losses <= self.max_failures
+            else ""
+        )
+        self.progress.note(f"train: {'; '.join(told)}{again}")
+
+    def _report(self, step: int, total: int, found: dict[str, dict[str, float | None]]) -> None:
         lines = [
             {"step": step, "split": split, "metric": name, "value": value}
             for split, values in found.items()
@@ -218,7 +252,41 @@ class Hearing:
         self.step = step
 
 
-def _explained(error: BaseException) -> BaseException:
+def _look(lost: Lost) -> Trace | None:
+    """Look on a lost worker's node at what its process left; None where the node does not answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    if lost.node is None or lost.pid is None or lost.node not in alive:
+        return None
+    there = NodeAffinitySchedulingStrategy(lost.node, soft=False)
+    look: Any = ray.remote(trace).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    try:
+        found: Trace = ray.get(look.remote(lost.pid, kill=lost.how == "silent"), timeout=LOOK_S)
+    except ray.exceptions.RayError:  # its node is gone or cut off
+        return None
+    return found
+
+
+def _explained(error: BaseException, hear: Hearing) -> BaseException:
+    """What the command ends with: the user's error, or why workers were lost; our own exceptions stay what they are."""
+    from ray.train.v2._internal.exceptions import (
+        WorkerGroupStartupFailedError,
+        WorkerHealthCheckFailedError,
+        WorkerHealthCheckTimeoutError,
+    )
+
     from pipelines.data.read import user_error_in
 
-    return user_error_in(error) or error
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    causes = [*failures.values(), getattr(error, "controller_failure", None), error]
+    found = next((told for cause in causes if (told := user_error_in(cause)) is not None), None)
+    if found is not None:
+        return found
+    deaths = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, WorkerGroupStartupFailedError)
+    network = r"Binding port|Socket \w+ error"  # LightGBM's own errors that are no fault of ours
+    if hear.failures and any(isinstance(cause, deaths) or re.search(network, str(cause)) for cause in causes):
+        often = f"the workers were lost {hear.losses} times" if hear.losses > 1 else "the workers were lost"
+        return ClusterError(f"train: {hear.failures[-1]}; {often}, and train.max_failures is {hear.max_failures}")
+    return error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from pipelines.data.prepared import Range, Shards
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
+from pipelines.training.lost import kernel_oom_kills
+from pipelines.training.network import lightgbm_network
 
 if TYPE_CHECKING:
     from pipelines.models.model import Model
@@ -49,17 +51,28 @@ class Worker:
     checkpoint_every: int
     """Rounds or steps between reports that carry a model."""
     shards: Shards
-    network: dict[str, Any]
-    """How the ranks reach each other, in the words of the family's library; empty for a single rank."""
     start: Start | None
     """None at the beginning."""
     rendezvous: Any
     attempt: str
+    connect: Callable[[Worker], dict[str, Any]] | None = None
+    """How the family's library is told where the ranks are; None for one that needs no network of its own."""
+    networks: int = 0
+    """How many networks were made so far."""
 
     @property
     def columns(self) -> list[Feature]:
         """The columns of the matrix: name, kind, cardinality."""
         return self.shards.features
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Make a new network of the ranks and return it in the words of the family's library; empty for a single rank.
+
+        Each rank asks for it at the same point, as late as it can: its ports are free now, and other processes want ports too.
+        """
+        self.networks += 1
+        return self.connect(self) if self.connect is not None and self.size > 1 else {}
 
     def ranges(self, split: str) -> list[Range]:
         """The row ranges of this rank; together the ranks have every row once."""
@@ -147,7 +160,7 @@ def train_loop(config: dict[str, Job]) -> None:
         threads=min(job.threads, max(1, _cores() // context.get_local_world_size())),
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
-        network=NETWORKS[family.trainer]() if size > 1 else {},
+        connect=NETWORKS[family.trainer],
         start=_start(family, job.checkpoints / checkpoint) if checkpoint else None,
         rendezvous=job.rendezvous,
         attempt=attempt,
@@ -162,7 +175,8 @@ def train_loop(config: dict[str, Job]) -> None:
                 "threads": worker.threads,
                 "rows": worker.rows("train"),
                 "from_step": worker.start.step if worker.start else 0,
-            }
+            },
+            "oom_kills": kernel_oom_kills(),
         }
     )
     family.fit(family.Params.model_validate(job.params), job.task, worker)
@@ -179,13 +193,7 @@ def _cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16, int(get_num_cpus())))
 
 
-def _lightgbm_network() -> dict[str, Any]:
-    import ray.train.lightgbm
-
-    return dict(ray.train.lightgbm.get_network_params())
-
-
-NETWORKS = {"lightgbm": _lightgbm_network}
+NETWORKS = {"lightgbm": lightgbm_network}
 
 
 def last_checkpoint(folder: Folder) -> str | None:

@@ -66,9 +66,7 @@ def worker(folder: Path, start: Start | None = None, rows: int = 4000) -> Record
         "test": [],
     }
     shards = Shards(Folder.at(str(folder)), features, splits)
-    return Recording(
-        rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, network={}, start=start, rendezvous=None, attempt="a"
-    )
+    return Recording(rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, start=start, rendezvous=None, attempt="a")
 
 
 def test_streamed_rows_give_the_model_of_plain_lightgbm(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""A LightGBM that has an accident: what befalls workers, at a chosen moment and once, or each time.
+
+Its `fit` is LightGBM's own; the accident is a real one (a signal, an abort in LightGBM's native code, a port that is taken).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from typing import Any, ClassVar
+
+import lightgbm as lgb
+import pyarrow as pa
+
+from pipelines.models.boosting import LightGBM, LightGBMParams
+from pipelines.spec import Frozen
+from pipelines.tasks import Task
+from pipelines.training.worker import Worker
+
+
+class FaultyParams(LightGBMParams):
+    accident: str = "none"
+    """kill | stop | abort | port | leave"""
+    at: int = 0
+    """The step: at the first evaluation from there on, or before the first round."""
+    rank: int = 1
+    marker: str = ""
+    """A file that is there once it has happened; empty: it happens each time."""
+
+
+class Leaving(Exception):  # noqa: N818 - no error: the rank ends as if it had finished
+    pass
+
+
+class Faulty(LightGBM):
+    Params: ClassVar[type[Frozen]] = FaultyParams
+
+    @classmethod
+    def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
+        assert isinstance(params, FaultyParams)
+        own = LightGBMParams(**{name: getattr(params, name) for name in LightGBMParams.model_fields})
+        if worker.rank == params.rank and params.accident != "none" and _first(params.marker):
+            if params.accident == "port":
+                worker.connect = _taken(worker.connect)
+            elif params.at == 0:
+                _happen(params.accident)
+            else:
+                worker.gather = _at(worker.gather, params)  # type: ignore[method-assign]
+        with contextlib.suppress(Leaving):
+            super().fit(own, task, worker)
+
+
+def _first(marker: str) -> bool:
+    if not marker:
+        return True
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _at(gather: Any, params: FaultyParams) -> Any:
+    def gathering(key: str, state: Any) -> list[Any]:
+        if key.startswith("valid-") and int(key.partition("-")[2]) >= params.at:
+            _happen(params.accident)
+        found: list[Any] = gather(key, state)
+        return found
+
+    return gathering
+
+
+def _taken(connect: Any) -> Any:
+    """A network whose port another process takes just before LightGBM does."""
+
+    def connecting(worker: Worker) -> dict[str, Any]:
+        network: dict[str, Any] = connect(worker)
+        stranger = socket.socket()
+        stranger.bind(("", network["local_listen_port"]))
+        stranger.listen()
+        worker.stranger = stranger  # type: ignore[attr-defined]  # as long as this process
+        return network
+
+    return connecting
+
+
+def _happen(accident: str) -> None:
+    match accident:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "abort":
+            lgb.Dataset(pa.table({"x": ["a", "b"]})).construct()  # LightGBM aborts the process on columns of text
+        case "leave":
+            raise Leaving
+        case _:
+            raise AssertionError(accident)
