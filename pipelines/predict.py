@@ -66,6 +66,8 @@ def predict(
     reader = reader_for(described, files, reading, target=None, keep=keep or [])
     folder = _fresh(Folder.at(out))
     each = Answer(artifact, described.version, tuple(keep or []), explain, folder)
+    if explain:
+        progress.note(_cost(described.explaining.explain_s(), files.rows))
     with progress.stage("predict", total=files.rows) as stage:
         parts = [part for part in in_order(stream(files, reader, each), stage) if part[1]]
     rows = sum(count for _, count in parts)
@@ -87,6 +89,11 @@ def _check_explained(artifact: Artifact, keep: list[str]) -> None:
     taken = [name for name in keep if name in ANSWERS]
     if taken:
         raise DataError(f"--keep: '{taken[0]}' is also what --explain calls one of its columns; leave one of the two out")
+
+
+def _cost(seconds: float, rows: int) -> str:
+    """What contributions take, for they can be a hundred times the work of the answers; `rows` may be an estimate."""
+    return f"contributions: about {1000 * seconds:.2g} ms of a core for a row, {rows * seconds / 60:,.1f} min for {rows:,} rows"
 
 
 def _fresh(folder: Folder) -> Folder:

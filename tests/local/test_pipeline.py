@@ -197,13 +197,19 @@ def test_predict_explains_each_answer_by_the_columns(made: Any, data: Path, tmp_
     source = tmp_path / "some.parquet"
     frame = pl.read_parquet(data)[:700]
     frame.write_parquet(source, row_group_size=200)
+    notes: list[str] = []
 
-    result = predict(done.path, str(source), str(tmp_path / "out"), keep=["id"], explain=True)
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = predict(done.path, str(source), str(tmp_path / "out"), keep=["id"], explain=True, progress=Noting())
 
     manifest = json.loads((tmp_path / "out/_manifest.json").read_text())
     answers = pl.concat([pl.read_parquet(tmp_path / "out" / entry["file"]) for entry in manifest["files"]])
     assert result.rows == len(answers) == 700 and answers["id"].equals(frame["id"])
     assert answers.columns == ["id", "label", "probability", "base", "contributions"]
+    assert notes[0].startswith("contributions: about 0.") and notes[0].endswith("for 700 rows")
     assert sorted(answers["contributions"].struct.fields) == ["age", "city", "member", "seen", "visits"]
     odds = answers["base"] + answers["contributions"].struct.unnest().sum_horizontal()
     np.testing.assert_allclose(1 / (1 + np.exp(-odds.to_numpy())), answers["probability"], rtol=1e-9)
