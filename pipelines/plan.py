@@ -122,7 +122,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     machines = cluster.machines(spec.store, locations_of(spec.data))
     problems = _unreachable(machines)
     try:
-        team = Team.plan(spec.train, cluster.free, cluster.gpus, train_rows)
+        team = Team.plan(spec.train, cluster.free, cluster.gpus if family.uses_gpu(params) else 0, train_rows)
     except DataError as error:
         team = None
         problems.append(str(error))

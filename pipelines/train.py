@@ -58,8 +58,8 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
         raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
     gpus = ray.cluster_resources().get("GPU", 0) if uses_gpu else 0
     if uses_gpu:
-        ask = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(family.unavailable)
-        if problem := ray.get(ask.remote(params)):
+        ask = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(_unavailable)
+        if problem := ray.get(ask.remote(family, params)):
             raise ClusterError(problem)
     prepared = prepare(spec, progress=progress)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
@@ -77,6 +77,11 @@ def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
     checkpoints.delete()  # they are only there to go on from
     seconds = {"prepare": prepared.seconds, "train": time.monotonic() - started}
     return made, spec, _facts(spec, prepared, left, seconds), prepared.task
+
+
+def _unavailable(family: Any, params: Any) -> str | None:
+    problem: str | None = family.unavailable(params)
+    return problem
 
 
 def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> tuple[S, dict[str, str]]:

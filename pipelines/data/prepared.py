@@ -26,6 +26,8 @@ from pipelines.storage import Folder
 
 TARGET: Final = "__target__"
 BUCKET_SALT: Final = 0xB0C4E7
+SAMPLE_GROUPS: Final = 16
+"""Row groups of a rank that a sample of its targets is taken from, at most."""
 
 
 class Shard(NamedTuple):
@@ -70,13 +72,20 @@ class Shards:
     def read(self, range: Range) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]]:
         """Yield (matrix (rows, features), target (rows,)) in row order, at most a row group at a time."""
         with pq.ParquetFile(f"{self.folder.path}/{range.file}", filesystem=self.folder.filesystem) as file:
-            position = 0
-            for group in range_of(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                start, stop = max(range.start - position, 0), min(range.stop - position, rows)
-                if start < stop:
-                    yield to_matrix(file.read_row_group(group, use_threads=False).slice(start, stop - start))
-                position += rows
+            for group, start, stop in _groups(file, range):
+                yield to_matrix(file.read_row_group(group, use_threads=False).slice(start, stop - start))
+
+    def target_sample(self, split: str, rank: int, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Targets of a rank's rows, sorted: of a few row groups all over its part of the split."""
+        ranges = self.ranges(split, rank, size)
+        found = [np.empty(0)]
+        for at in spread(len(ranges), SAMPLE_GROUPS):
+            with pq.ParquetFile(f"{self.folder.path}/{ranges[at].file}", filesystem=self.folder.filesystem) as file:
+                groups = list(_groups(file, ranges[at]))
+                for group, start, stop in (groups[i] for i in spread(len(groups), -(-SAMPLE_GROUPS // len(ranges)))):
+                    column = file.read_row_group(group, [TARGET], use_threads=False).column(0)
+                    found.append(column.slice(start, stop - start).to_numpy())
+        return np.sort(np.concatenate(found))
 
     def target_range(self) -> tuple[float, float]:
         """The smallest and the largest target of all splits, from the shards' footers; (inf, -inf) where there is no row."""
@@ -95,6 +104,22 @@ class Shards:
 
 
 range_of = range  # `range` is a word of this module
+
+
+def _groups(file: pq.ParquetFile, range: Range) -> Iterator[tuple[int, int, int]]:
+    """The row groups that a range needs, each with the first and the last (exclusive) of its rows."""
+    position = 0
+    for group in range_of(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        start, stop = max(range.start - position, 0), min(range.stop - position, rows)
+        if start < stop:
+            yield group, start, stop
+        position += rows
+
+
+def spread(number: int, most: int) -> list[int]:
+    """At most so many of the numbers below `number`, evenly."""
+    return list(range_of(number)) if number <= most else [i * number // most for i in range_of(most)]
 
 
 def to_matrix(table: pa.Table) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:

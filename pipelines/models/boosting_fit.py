@@ -18,10 +18,9 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import DataError
 from pipelines.metrics import Metrics
 from pipelines.models.boosting import LightGBM
-from pipelines.models.boosting_params import RENEWED, LightGBMParams
+from pipelines.models.boosting_params import LightGBMParams
 from pipelines.models.model import Matrix
 from pipelines.tasks import Task
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
 ROW_WISE_BYTES: Final = 128 << 20
-APART: Final = 0.2
-"""By what share of their rows the targets of two ranks may differ (Kolmogorov and Smirnov's distance), besides chance."""
 
 
 class Boosting:
@@ -46,8 +43,6 @@ class Boosting:
     def run(self) -> None:
         worker, params = self._worker, self._params
         train = self._dataset("train", self._reference())
-        if params.objective in RENEWED:
-            self._check_alike(train)
         valid = self._dataset("valid", train) if worker.rows("valid") else None  # LightGBM refuses a Dataset without rows
         booster = lgb.Booster({**self._settings(), **worker.network}, train)
         if valid is not None:
@@ -111,24 +106,6 @@ class Boosting:
             if scores:
                 dataset.set_init_score(np.concatenate(scores).ravel(order="F"))
         return dataset
-
-    def _check_alike(self, train: lgb.Dataset) -> None:
-        """Raise `DataError` where the ranks' targets are spread out so differently that the mean of their leaves is wrong.
-
-        Measured on rows sorted by the target, two ranks: a model of the 0.9 quantile that 0.72 of the rows stay below.
-        """
-        targets = np.sort(np.asarray(train.get_label()))
-        points = np.unique(targets[np.linspace(0, len(targets) - 1, 33).astype(int)]) if len(targets) else targets
-        points = np.unique(np.concatenate(self._worker.gather("targets", points)))
-        shares = np.searchsorted(targets, points, side="right") / len(targets) if len(targets) else None
-        ranks = [found for found in self._worker.gather("shares", shares) if found is not None]
-        apart = max(float(np.abs(one - other).max()) for one, other in itertools.product(ranks, repeat=2))
-        if apart > APART + 2 * np.sqrt(self._worker.size / self._worker.total_rows("train")):
-            raise DataError(
-                f"model.params.objective: {self._params.objective} needs workers with like rows, but the rows are sorted so that "
-                f"their targets differ (in {apart:.0%} of them); set prepare.bucket_by: [a column that has many values], which "
-                "mixes them, or train.workers: 1"
-            )
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):

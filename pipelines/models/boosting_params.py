@@ -7,9 +7,12 @@ imported here: a Spec is checked without it.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from pipelines.errors import DataError, SpecError, did_you_mean
@@ -254,6 +257,10 @@ class LightGBMParams(Frozen):
                 f"{where}.interaction_constraints: LightGBM 4.7 crashes with them on several workers, and there are {workers}; "
                 "set train.workers: 1, or take them out"
             )
+        if self.objective in RENEWED and workers > 1:
+            _check_alike(
+                f"{where}.objective: '{self.objective}'", [shards.target_sample("train", i, workers) for i in range(workers)]
+            )
         task = task.model_copy(update={"loss": self._loss()})
         if self.metric is not None and self.metric not in task.metric_names:
             known = task.metric_names
@@ -293,6 +300,21 @@ class LightGBMParams(Frozen):
         return losses.get(self.objective or "l2")
 
 
+def _check_alike(what: str, samples: list[np.ndarray[Any, np.dtype[np.float64]]]) -> None:
+    """Raise `DataError` where the workers' targets are spread out so differently that the mean of their leaves is wrong.
+
+    Measured on rows sorted by the target, two workers: of a model of the 0.9 quantile, only 0.72 of the rows stay below.
+    """
+    points = np.unique(np.concatenate([sample[np.linspace(0, len(sample) - 1, 33).astype(int)] for sample in samples]))
+    shares = [np.searchsorted(sample, points, side="right") / len(sample) for sample in samples]
+    apart = max(float(np.abs(one - other).max()) for one, other in itertools.combinations(shares, 2))
+    if apart > APART + 3 / math.sqrt(min(map(len, samples))):
+        raise DataError(
+            f"{what} needs workers with like rows, but the rows are sorted so that their targets differ (by {apart:.0%} of the "
+            "rows); set prepare.bucket_by: [a column that has many values], which mixes them, or train.workers: 1"
+        )
+
+
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
@@ -305,6 +327,8 @@ TASKS: Final[dict[str, TaskType]] = {"binary": "binary", "multiclass": "multicla
 """Objectives of other tasks than regression."""
 RENEWED: Final = ("l1", "quantile", "mape")
 """Objectives whose leaves are set once the tree is grown: by each worker from its own rows, and of these the mean is taken."""
+APART: Final = 0.2
+"""By what share of their rows the targets of two workers may differ (Kolmogorov and Smirnov's distance), besides chance."""
 LOWEST: Final = {"poisson": ("of 0 and above", True), "tweedie": ("of 0 and above", True), "gamma": ("above 0", False)}
 """Which targets an objective can learn, and whether 0 is one."""
 DEFAULTS: Final = {"objective": "l2"}

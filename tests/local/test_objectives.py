@@ -87,7 +87,7 @@ def test_a_poisson_model_answers_counts_everywhere(data: Path, store: Path, tmp_
     assert artifact.predict(frame)["value"].to_list() == expected.tolist()
     rows = frame.drop("claims", "cost", "id").with_columns(pl.col("since").dt.to_string("iso:strict")).to_dicts()
     assert [artifact.predict_rows([row])[0]["value"] for row in rows[:20]] == expected[:20].tolist()
-    predict(done, str(data), str(tmp_path / "out"))
+    predict(f"{done.path}/artifact", str(data), str(tmp_path / "out"))
     written = pl.read_parquet(tmp_path / "out/*.parquet")["value"].to_numpy()
     assert np.array_equal(written[:300], reference(done, pl.read_parquet(data)[:300]))
 
@@ -138,7 +138,7 @@ def test_rows_sorted_by_the_target_are_refused_where_workers_cannot_share_them(d
     pl.read_parquet(data).sort("cost").write_parquet(ordered / "claims.parquet", row_group_size=1500)
     spec = spec_of(ordered, store, "cost", objective="quantile", alpha=0.9)
 
-    with pytest.raises(DataError, match=r"quantile needs workers with like rows.*prepare.bucket_by") as refused:
+    with pytest.raises(DataError, match=r"'quantile' needs workers with like rows.*prepare.bucket_by") as refused:
         train(spec, free_slots=slots)
     assert "\n" not in str(refused.value)
 

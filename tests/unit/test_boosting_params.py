@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from lightgbm.basic import _ConfigAliases
 
@@ -34,6 +35,11 @@ class Known:
 
     low: float = 0.0
     features: list[Feature] = field(default_factory=lambda: FEATURES[:4])
+
+    target: np.ndarray = field(default_factory=lambda: np.random.default_rng(0).normal(size=4000))
+
+    def target_sample(self, split: str, rank: int, size: int) -> np.ndarray:
+        return np.sort(np.array_split(self.target, size)[rank])
 
     def target_range(self) -> tuple[float, float]:
         return self.low, 10.0
@@ -145,6 +151,17 @@ def test_an_objective_that_the_data_does_not_allow_is_refused() -> None:
     with pytest.raises(DataError, match="'gamma' needs targets above 0, but 'y' goes down to 0"):
         params(objective="gamma").check(VALUE, Known(low=0.0), 1)  # type: ignore[arg-type]
     params(objective="tweedie").check(VALUE, Known(low=0.0), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objective", ["l1", "quantile", "mape"])
+def test_rows_sorted_by_the_target_are_refused_where_leaves_are_means_over_workers(objective: str) -> None:
+    mixed, ordered = Known(), Known(target=np.sort(Known().target))
+    params(objective=objective).check(VALUE, mixed, 4)  # type: ignore[arg-type]
+    params(objective=objective).check(VALUE, ordered, 1)  # type: ignore[arg-type]
+    params(objective="huber").check(VALUE, ordered, 4)  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match=f"'{objective}' needs workers with like rows.* 100% of the rows.*prepare.bucket_by"):
+        params(objective=objective).check(VALUE, ordered, 2)  # type: ignore[arg-type]
 
 
 def test_parameters_of_another_task_are_refused() -> None:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.special import expit, softmax
+from scipy.special import expit, huber, softmax
 from sklearn import metrics as reference
 
 from pipelines.metrics import BINS, TOP, Metrics, ScoreHistogram
-from pipelines.tasks import Task
+from pipelines.tasks import Loss, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -216,6 +216,42 @@ def test_regression_metrics_are_those_of_scikit_learn(
         "r2": reference.r2_score(target, raw),
     }
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+SCIKIT: dict[str, Any] = {
+    "mae": (None, reference.mean_absolute_error),
+    "mape": (None, lambda y, v: np.mean(np.abs(v - y) / np.maximum(1, np.abs(y)))),
+    "pinball": (0.3, lambda y, v: reference.mean_pinball_loss(y, v, alpha=0.3)),
+    "poisson_deviance": (None, reference.mean_poisson_deviance),
+    "gamma_deviance": (None, lambda y, v: reference.mean_gamma_deviance(y + 0.5, v)),
+    "tweedie_deviance": (1.4, lambda y, v: reference.mean_tweedie_deviance(y, v, power=1.4)),
+    "huber": (1.5, lambda y, v: np.mean(huber(1.5, v - y))),
+    "fair": (2.0, lambda y, v: np.mean(4 * (np.abs(v - y) / 2 - np.log1p(np.abs(v - y) / 2)))),
+}
+
+
+@pytest.mark.parametrize("name", SCIKIT)
+@pytest.mark.parametrize("units", [1, 3])
+def test_the_loss_of_a_regression_is_its_main_metric(name: Any, units: int) -> None:
+    random = np.random.default_rng(6)
+    target, value = random.poisson(2.0, 1000).astype(float), random.gamma(2.0, 1.0, 1000)
+    parameter, expected = SCIKIT[name]
+    task = VALUE.model_copy(update={"loss": Loss(name=name, parameter=parameter)})
+
+    found = measure(task, target + 0.5 if name == "gamma_deviance" else target, value, units=units, blocks=2)
+
+    assert list(found) == task.metric_names and task.metric_names[0] == name
+    assert found[name] == pytest.approx(expected(target, value), rel=1e-12)
+
+
+def test_a_deviance_of_what_it_is_not_defined_for_is_none() -> None:
+    task = VALUE.model_copy(update={"loss": Loss(name="poisson_deviance")})
+
+    assert measure(task, np.array([1.0, -2.0]), np.array([1.0, 1.0]))["poisson_deviance"] is None
+    assert measure(task, np.array([1.0, 2.0]), np.array([1.0, 0.0]))["poisson_deviance"] is None
+    assert measure(task, np.array([0.0, 2.0]), np.array([1.0, 2.0]))["poisson_deviance"] == 1.0
+    one = VALUE.model_copy(update={"loss": Loss(name="tweedie_deviance", parameter=1.0)})
+    assert measure(one, np.array([0.0, 2.0]), np.array([1.0, 2.0]))["tweedie_deviance"] == 1.0
 
 
 def test_r2_keeps_its_digits_beside_a_large_mean() -> None:

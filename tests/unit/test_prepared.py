@@ -93,3 +93,31 @@ def test_a_sample_without_a_row_chooses_too() -> None:
     empty = pa.table({"f0": np.empty(0)})
 
     assert Encodings.of(empty) == Encodings(["f0"], {"f0": "none"})
+
+
+def targets(folder: Path, target: np.ndarray) -> Shards:
+    (folder / "train").mkdir()
+    rows = pa.table({"f0": np.zeros(len(target)), "__target__": target})
+    layout = PrepareSpec(row_group_rows=1024, shard_rows=8192)
+    writer = ShardWriter(Folder.at(str(folder)), "train/00000", rows.schema, layout, Encodings([], {}))
+    writer.add(rows)
+    writer.close()
+    return Shards(Folder.at(str(folder)), [], {"train": writer.shards, "valid": [], "test": []})
+
+
+def test_the_range_of_the_target_is_known_from_footers(tmp_path: Path) -> None:
+    target = np.random.default_rng(0).normal(size=30_000)
+
+    assert targets(tmp_path, target).target_range() == (target.min(), target.max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_sample_of_targets_is_of_the_ranks_own_rows_from_all_over_its_part(tmp_path: Path, size: int) -> None:
+    shards = targets(tmp_path, np.arange(100_000.0))
+
+    for rank in range(size):
+        first, last = rank * 100_000 // size, (rank + 1) * 100_000 // size
+        sample = shards.target_sample("train", rank, size)
+        assert first <= sample[0] < first + 8192 and last - 3 * 8192 < sample[-1] < last
+        assert len(np.unique(sample)) == len(sample) and 8192 < len(sample) <= 32 * 1024
+        assert np.abs(np.quantile(sample, [0.25, 0.5, 0.75]) - np.linspace(first, last, 5)[1:4]).max() < 8192

@@ -24,7 +24,7 @@ from pipelines.features.stats import NumberStatistics, Statistics, StringStatist
 from pipelines.features.transform import TEXT
 from pipelines.registry import TRANSFORMS, load
 from pipelines.schema import ARROW, Column, numbers, texts
-from pipelines.spec import Chain, FeaturesSpec, Kind
+from pipelines.spec import Chain, FeaturesSpec, GroupSpec, Kind
 
 NAN = math.nan
 DEFAULTS: dict[Kind, Chain] = {"numeric": [], "boolean": [], "categorical": ["index"], "datetime": [["parts"], ["since"]]}
@@ -372,3 +372,36 @@ def test_a_stored_step_can_only_be_a_transform() -> None:
 
     with pytest.raises(SpecError, match="no subclass"):
         Preprocessor.from_json(content)
+
+
+def test_a_feature_knows_its_columns_and_whether_it_keeps_their_order() -> None:
+    columns = [column for column in COLUMNS if column.name in ("delay", "flight", "late", "origin", "time")]
+    chains: dict[str, Chain] = {
+        "delay": [[{"impute": {"indicator": True}}, "log1p", "scale"], [{"bin": {"bins": 3}}]],
+        "flight": [],
+        "late": ["impute"],
+        "origin": [["index"], ["frequency", "scale"]],
+        "time": [[{"parts": {"which": ["hour"]}}], ["since", {"clip": {"bounds": [0, 9]}}]],
+    }
+    groups = {"gap": GroupSpec(columns=["delay", "flight"], steps=["impute", "difference"])}
+    rows = [
+        {column.name: None for column in COLUMNS} | {"delay": 1.0 + i, "flight": i, "time": i, "origin": "a"} for i in range(9)
+    ]
+    statistics = statistics_of(table_of(rows, columns), columns)
+
+    fitted = Preprocessor.fit(columns, chains, statistics, groups=groups)
+
+    found = {feature.name: (feature.columns, feature.order) for feature in fitted.features}
+    assert found == {
+        "delay": (["delay"], "rising"),
+        "delay__missing": (["delay"], "constant"),
+        "delay__bin": (["delay"], "rising"),
+        "flight": (["flight"], "rising"),
+        "late": (["late"], "rising"),
+        "origin": (["origin"], None),
+        "origin__scale": (["origin"], None),
+        "time__hour": (["time"], None),
+        "time__since": (["time"], "rising"),
+        "gap": (["delay", "flight"], None),
+    }
+    assert Preprocessor.from_json(json.loads(json.dumps(fitted.to_json()))).features == fitted.features
