@@ -52,9 +52,7 @@ def trained(folder: Path, task: Task, start: Start | None = None, **given: Any) 
     splits = {"train": [Shard("train/a.parquet", 3000)], "valid": [Shard("valid/a.parquet", 3000)], "test": []}
     shards = Shards(Folder.at(str(folder)), FEATURES, splits)
     params = LightGBMParams(**{"num_leaves": 15, "rounds": 20, "early_stopping": None, **given})
-    run = Recording(
-        rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, network={}, start=start, rendezvous=None, attempt="a"
-    )
+    run = Recording(rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, start=start, rendezvous=None, attempt="a")
     LightGBM.fit(params, LightGBM.check(params, task, shards, 1), run)
     return run
 
