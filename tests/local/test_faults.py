@@ -28,7 +28,7 @@ from pipelines.progress import Silent
 from pipelines.runs import Run
 from pipelines.spec import PipelineSpec
 from pipelines.train import train
-from pipelines.training import watch
+from pipelines.training import trainer, watch
 from pipelines.training.rendezvous import Rendezvous
 from tests.local.conftest import wait_for
 from tests.local.cut_link import HOSTS
@@ -266,6 +266,44 @@ def test_a_rank_that_waits_for_one_that_has_ended_is_killed(
 
 
 @slow_start
+@pytest.mark.parametrize(
+    ("process", "sentence"),
+    [
+        ("TrainController", "Ray Train's controller has not answered for 5 s"),
+        ("Rendezvous", "the process in which the workers meet has not answered for 5 s"),
+    ],
+)
+def test_whoever_watches_is_watched(
+    plain: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str, sentence: str
+) -> None:
+    for name, seconds in (("CONTROLLER_S", 5.0), ("MEET_S", 5.0), ("END_S", 3.0)):
+        monkeypatch.setattr(trainer, name, seconds)
+    stopped: list[psutil.Process] = []
+
+    class Stopping(Noting):
+        def stage(self, name: str, total: int | None = None, *, unit: str = "rows") -> Any:
+            if name == "train":  # the first rounds are reported
+                stopped.extend(processes(process))
+                for one in stopped:
+                    one.suspend()
+            return super().stage(name, total, unit=unit)
+
+    try:
+        with pytest.raises(ClusterError) as caught:
+            trained(
+                spec_of(data, tmp_path, model={"params": {"rounds": 100_000, "early_stopping": None, "eval_every": 1}}),
+                Stopping(),
+            )
+    finally:
+        for one in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+    assert str(caught.value) == f"train: {sentence}; run the command again" and len(stopped) == 1
+    wait_for(lambda: not train_workers(), "the workers' end", 60)
+
+
+@slow_start
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make networks and cut them")
 def test_a_cut_link_between_ranks_ends_both_and_not_after_an_hour(tmp_path: Path) -> None:
     """Two machines, made of network namespaces: each rank notices by itself, for no packet tells it."""
@@ -319,9 +357,13 @@ def two_machines() -> Iterator[tuple[list[str], Callable[[], None]]]:
 
 
 def train_workers() -> list[int]:
-    """The processes of train workers that this test process's Ray has."""
+    return [process.pid for process in processes("RayTrainWorker")]
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Those of this test process's Ray that run such an actor."""
     ours = psutil.Process().children(recursive=True)
-    return [process.pid for process in ours if alive(process.pid) and "RayTrainWorker" in " ".join(process.cmdline())]
+    return [process for process in ours if alive(process.pid) and f"ray::{name}" in " ".join(process.cmdline())]
 
 
 def alive(pid: int) -> bool:
