@@ -307,13 +307,13 @@ def test_whoever_watches_is_watched(
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make networks and cut them")
 def test_a_cut_link_between_ranks_ends_both_and_not_after_an_hour(tmp_path: Path) -> None:
     """Two machines, made of network namespaces: each rank notices by itself, for no packet tells it."""
-    with two_machines() as (names, cut):
+    with two_machines() as (names, cut), contextlib.ExitStack() as files:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
         ranks = [
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, "-m", "tests.local.cut_link", str(rank)],
-                stdout=log.open("w"),
+                stdout=files.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
