@@ -25,6 +25,9 @@ from pipelines.training.worker import STATE, Job, train_loop
 POLL_S = 0.25
 END_S = 30.0
 LOOK_S = 15.0
+MEET_S = 60.0
+CONTROLLER_S = 120.0
+"""For how long Ray Train's controller may be silent while workers train; it may have checkpoints to delete."""
 START_S = 300.0
 """How long a worker group may take from its start to its first line; a start that waits for slots is begun anew every minute."""
 
@@ -122,6 +125,8 @@ def fit(
             if not done.done():  # Ctrl-C
                 with contextlib.suppress(ray.exceptions.RayError):  # the actor is gone with its node; what interrupted us is told
                     ray.get(rendezvous.stop.remote(), timeout=END_S)
+                if hear.controller is not None:  # where the rendezvous cannot do it any more
+                    ray.kill(hear.controller)
                 concurrent.futures.wait([done], timeout=END_S)
             ray.kill(rendezvous)
     assert result.checkpoint is not None, "a fit ends with a report that carries its model"
@@ -183,13 +188,16 @@ def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: H
     ended = False
     while not ended:
         ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
-        with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node; the fit tells
-            for entry in ray.get(rendezvous.drain.remote(), timeout=END_S):
+        try:
+            for entry in ray.get(rendezvous.drain.remote(), timeout=MEET_S):
                 hear(entry)
-        if not ended and hear.start_s > START_S:
-            raise ClusterError(
-                f"train: the workers were not ready {START_S:.0f} s after their start; one may be stopped, or its node cut off"
-            )
+        except ray.exceptions.RayError as error:
+            if not ended:
+                silent = isinstance(error, ray.exceptions.GetTimeoutError)
+                what = f"has not answered for {MEET_S:.0f} s" if silent else "has died"
+                raise ClusterError(f"train: the process in which the workers meet {what}; run the command again") from error
+        if not ended:
+            hear.check()
     return done.result()
 
 
@@ -205,26 +213,36 @@ class Hearing:
     failures: list[str] = field(default_factory=list)
     losses: int = 0
     """How often the group was lost; one loss may have several reasons."""
+    controller: Any = None
+    """Ray Train's."""
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
     _starting: float | None = None
+    _running: float | None = None
 
     def __call__(self, entry: dict[str, Any]) -> None:
         if "worker" in entry:
             self.workers.append(entry["worker"])
             self._oom_kills = max(self._oom_kills, entry["oom_kills"])
+        elif "controller" in entry:
+            self.controller = entry["controller"]
         elif "group" in entry:
-            self._starting = time.monotonic() if entry["group"] == "starting" else None
+            now, starting = time.monotonic(), entry["group"] == "starting"
+            self._starting, self._running = (now, None) if starting else (None, now)
         elif "lost" in entry:
             self._lost(entry["lost"])
         else:
             self._report(entry["step"], entry["total"], entry["metrics"])
 
-    @property
-    def start_s(self) -> float:
-        """For how long the workers have been starting."""
-        return time.monotonic() - self._starting if self._starting is not None else 0.0
+    def check(self) -> None:
+        """Raise `ClusterError` when the workers do not get ready, or Ray Train's controller has fallen silent."""
+        if self._starting is not None and time.monotonic() - self._starting > START_S:
+            raise ClusterError(
+                f"train: the workers were not ready {START_S:.0f} s after their start; one may be stopped, or its node cut off"
+            )
+        if self._running is not None and time.monotonic() - self._running > CONTROLLER_S:
+            raise ClusterError(f"train: Ray Train's controller has not answered for {CONTROLLER_S:.0f} s; run the command again")
 
     def _lost(self, lost: list[Lost]) -> None:
         told = sentences(lost, _look, self._oom_kills)

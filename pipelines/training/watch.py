@@ -24,6 +24,7 @@ from pipelines.training.lost import Lost, is_symptom
 
 LEFT_S: Final = 300.0
 """How long ranks may go on after another one has ended: the last model may still be under way to the store."""
+BEAT_S: Final = 2.0
 GRACE_S: Final = 3.0
 """How long to wait for the death behind a broken connection."""
 
@@ -40,11 +41,13 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         self._workers: list[Any] = []
         self._left: float | None = None
         self._told = False
+        self._beat = 0.0
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Make the controller known, through which an interrupted driver can end the fit."""
         os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(self._timeout_s)  # read for each worker group, in this process
-        ray.get(self._rendezvous.lead.remote(ray.get_runtime_context().current_actor))
+        controller = ray.get_runtime_context().current_actor
+        ray.get([self._rendezvous.lead.remote(controller), self._rendezvous.report.remote({"controller": controller})])
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         self._workers, self._left, self._told = [], None, False
@@ -55,6 +58,9 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         self._tell({"group": "running"})
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        if time.monotonic() - self._beat > BEAT_S:  # the driver watches the watcher
+            self._beat = time.monotonic()
+            self._tell({"group": "running"})
         statuses: dict[int, Any] = worker_group_status.worker_statuses
         errors: dict[int, BaseException] = dict(worker_group_status.errors)
         if errors and self._told:  # they are dead because they were killed here

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightgbm as lgb
@@ -21,13 +22,15 @@ from pipelines.training.worker import Worker
 
 
 class FaultyParams(LightGBMParams):
-    accident: str = "none"
+    accident: str
     """kill | stop | abort | port | leave"""
     at: int = 0
     """The step: at the first evaluation from there on, or before the first round."""
     rank: int = 1
-    marker: str = ""
-    """A file that is there once it has happened; empty: it happens each time."""
+    again: bool = False
+    """Whether it happens at each start."""
+    marker: str
+    """A file that is there since it happened first."""
 
 
 class Leaving(Exception):  # noqa: N818 - no error: the rank ends as if it had finished
@@ -41,42 +44,33 @@ class Faulty(LightGBM):
     def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
         assert isinstance(params, FaultyParams)
         own = LightGBMParams(**{name: getattr(params, name) for name in LightGBMParams.model_fields})
-        if worker.rank == params.rank and params.accident != "none" and _first(params.marker):
+        if worker.rank == params.rank and (params.again or not os.path.exists(params.marker)):
             if params.accident == "port":
-                worker.connect = _taken(worker.connect)
+                worker.connect = _taken(worker.connect, params)
             elif params.at == 0:
-                _happen(params.accident)
+                _happen(params)
             else:
                 worker.gather = _at(worker.gather, params)  # type: ignore[method-assign]
         with contextlib.suppress(Leaving):
             super().fit(own, task, worker)
 
 
-def _first(marker: str) -> bool:
-    if not marker:
-        return True
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
 def _at(gather: Any, params: FaultyParams) -> Any:
     def gathering(key: str, state: Any) -> list[Any]:
         if key.startswith("valid-") and int(key.partition("-")[2]) >= params.at:
-            _happen(params.accident)
+            _happen(params)
         found: list[Any] = gather(key, state)
         return found
 
     return gathering
 
 
-def _taken(connect: Any) -> Any:
+def _taken(connect: Any, params: FaultyParams) -> Any:
     """A network whose port another process takes just before LightGBM does."""
 
     def connecting(worker: Worker) -> dict[str, Any]:
         network: dict[str, Any] = connect(worker)
+        Path(params.marker).touch()
         stranger = socket.socket()
         stranger.bind(("", network["local_listen_port"]))
         stranger.listen()
@@ -86,8 +80,9 @@ def _taken(connect: Any) -> Any:
     return connecting
 
 
-def _happen(accident: str) -> None:
-    match accident:
+def _happen(params: FaultyParams) -> None:
+    Path(params.marker).touch()
+    match params.accident:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
@@ -97,4 +92,4 @@ def _happen(accident: str) -> None:
         case "leave":
             raise Leaving
         case _:
-            raise AssertionError(accident)
+            raise AssertionError(params.accident)

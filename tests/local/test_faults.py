@@ -28,15 +28,17 @@ from pipelines.progress import Silent
 from pipelines.runs import Run
 from pipelines.spec import PipelineSpec
 from pipelines.train import train
-from pipelines.training import watch
+from pipelines.training import trainer, watch
 from pipelines.training.rendezvous import Rendezvous
 from tests.local.conftest import wait_for
 from tests.local.cut_link import HOSTS
 
 # Of the test's own work: the shared Ray starts before its clock.
 pytestmark = [pytest.mark.usefixtures("session"), pytest.mark.timeout(60, func_only=True)]
+# Workers take 3 s to start, and on a machine with other work half a minute: an accident's limit is counted from the accident.
+slow_start = pytest.mark.timeout(180, func_only=True)
 
-ROWS = 4000
+ROWS, LIMIT_S = 4000, 60
 
 
 class Noting(Silent):
@@ -44,9 +46,12 @@ class Noting(Silent):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.times: list[float] = []
 
     def note(self, text: str) -> None:
-        self.notes.append(text)
+        if text.startswith("train: "):
+            self.notes.append(text)
+            self.times.append(time.time())
 
 
 def table(rows: int = ROWS) -> pl.DataFrame:
@@ -164,23 +169,24 @@ def test_as_many_workers_as_rows_train_and_more_are_refused(tmp_path: Path) -> N
     assert [worker["rows"] for worker in done.record["workers"]] == [1, 1]
 
 
-def accident(data: Path, store: Path, what: str, marker: Path | None, /, at: int = 0, **train_settings: Any) -> PipelineSpec:
-    """The Spec of `plain` on a LightGBM whose rank 1 has an accident: once if there is a marker, else each time."""
-    params = {"accident": what, "at": at, "marker": str(marker) if marker else ""}
+def accident(
+    data: Path, store: Path, what: str, marker: Path, /, at: int = 0, again: bool = False, **settings: Any
+) -> PipelineSpec:
+    """The Spec of `plain` on a LightGBM whose rank 1 has an accident, before the first round or at round `at`."""
+    params = {"rounds": 20, "num_leaves": 7, "early_stopping": None, "eval_every": 1}
+    faults = {"accident": what, "at": at, "marker": str(marker), "again": again}
     return spec_of(
         data,
         store,
-        model={
-            "type": "tests.local.faulty:Faulty",
-            "params": {"rounds": 20, "num_leaves": 7, "early_stopping": None, "eval_every": 1, **params},
-        },
-        train={"workers": 2, "checkpoint_every": 5, **train_settings},
+        model={"type": "tests.local.faulty:Faulty", "params": params | faults},
+        train={"workers": 2, "checkpoint_every": 5, **settings},
     )
 
 
 WHO = r"train: rank 1 \(pid (\d+) on \S+\) "
 
 
+@slow_start
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
@@ -191,21 +197,24 @@ WHO = r"train: rank 1 \(pid (\d+) on \S+\) "
     ],
 )
 def test_a_lost_worker_ends_the_run_with_one_line_that_names_it(
-    plain: Run, data: Path, store: Path, what: str, sentence: str
+    plain: Run, data: Path, store: Path, tmp_path: Path, what: str, sentence: str
 ) -> None:
     """With the default of how long a worker may be silent."""
     noting = Noting()
 
     with pytest.raises(ClusterError) as caught:
-        trained(accident(data, store, what, None, max_failures=0), noting)
+        trained(accident(data, store, what, tmp_path / "happened", max_failures=0), noting)
+    ended = time.time()
 
     found = re.fullmatch(WHO + sentence + r"; the workers were lost, and train\.max_failures is 0", str(caught.value))
     assert found, caught.value
-    assert [note for note in noting.notes if note.startswith("train: ")] == [str(caught.value).split("; the workers were")[0]]
+    assert noting.notes == [str(caught.value).split("; the workers were")[0]]
+    assert ended - (tmp_path / "happened").stat().st_mtime < LIMIT_S
     wait_for(lambda: not alive(int(found[1])), "the lost worker's end", 20)
     wait_for(lambda: not train_workers(), "the survivor's end", 20)
 
 
+@slow_start
 @pytest.mark.parametrize(
     ("what", "at", "from_step", "sentence"),
     [
@@ -226,7 +235,8 @@ def test_the_workers_start_again_and_end_with_the_whole_model(
     [lost] = [worker for worker in first if worker["rank"] == 1]
     assert failure.startswith(f"rank 1 (pid {lost['pid']} on {lost['host']}) {sentence}")
     again = "; the workers start again from the last checkpoint (failure 1 of at most 3)"
-    assert [note for note in noting.notes if note.startswith("train: ")] == [f"train: {failure}{again}"]
+    assert noting.notes == [f"train: {failure}{again}"]
+    assert noting.times[0] - (tmp_path / "happened").stat().st_mtime < LIMIT_S
     assert [worker["from_step"] for worker in second] == [from_step] * 2
     assert booster_of(done).current_iteration() == 20 and root_count(done) == done.record["rows"]["train"]
 
@@ -242,8 +252,9 @@ def test_ranks_that_wait_for_one_another_are_told_so() -> None:
     ray.kill(rendezvous)
 
 
+@slow_start
 def test_a_rank_that_waits_for_one_that_has_ended_is_killed(
-    plain: Run, data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Run, data: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LightGBM spins for ever on a connection that its peer has closed."""
     monkeypatch.setattr(watch, "LEFT_S", 3.0)
@@ -251,31 +262,68 @@ def test_a_rank_that_waits_for_one_that_has_ended_is_killed(
     with pytest.raises(
         ClusterError, match=r"rank 0 \(pid \d+ on \S+\) waited 3 s for rank 1, which has ended; the workers were lost"
     ):
-        trained(accident(data, store, "leave", None, at=12, max_failures=0))
+        trained(accident(data, store, "leave", tmp_path / "happened", at=12, max_failures=0))
 
 
+@slow_start
+@pytest.mark.parametrize(
+    ("process", "sentence"),
+    [
+        ("TrainController", "Ray Train's controller has not answered for 5 s"),
+        ("Rendezvous", "the process in which the workers meet has not answered for 5 s"),
+    ],
+)
+def test_whoever_watches_is_watched(
+    plain: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str, sentence: str
+) -> None:
+    for name, seconds in (("CONTROLLER_S", 5.0), ("MEET_S", 5.0), ("END_S", 3.0)):
+        monkeypatch.setattr(trainer, name, seconds)
+    stopped: list[psutil.Process] = []
+
+    class Stopping(Noting):
+        def stage(self, name: str, total: int | None = None, *, unit: str = "rows") -> Any:
+            if name == "train":  # the first rounds are reported
+                stopped.extend(processes(process))
+                for one in stopped:
+                    one.suspend()
+            return super().stage(name, total, unit=unit)
+
+    try:
+        with pytest.raises(ClusterError) as caught:
+            trained(
+                spec_of(data, tmp_path, model={"params": {"rounds": 100_000, "early_stopping": None, "eval_every": 1}}),
+                Stopping(),
+            )
+    finally:
+        for one in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+    assert str(caught.value) == f"train: {sentence}; run the command again" and len(stopped) == 1
+    wait_for(lambda: not train_workers(), "the workers' end", 60)
+
+
+@slow_start
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make networks and cut them")
 def test_a_cut_link_between_ranks_ends_both_and_not_after_an_hour(tmp_path: Path) -> None:
     """Two machines, made of network namespaces: each rank notices by itself, for no packet tells it."""
-    with two_machines() as (names, cut):
+    with two_machines() as (names, cut), contextlib.ExitStack() as files:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
         ranks = [
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, "-m", "tests.local.cut_link", str(rank)],
-                stdout=log.open("w"),
+                stdout=files.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
             for rank, (name, log) in enumerate(zip(names, logs, strict=True))
         ]
         try:
-            wait_for(lambda: all("connected" in log.read_text() for log in logs), "both ranks to train", 50)
+            wait_for(lambda: all("connected" in log.read_text() for log in logs), "both ranks to train", 90)
             time.sleep(1)  # into the rounds
             cut()
-            began = time.monotonic()
-            assert [rank.wait(50) for rank in ranks] == [0, 0]
-            assert time.monotonic() - began < 40
+            assert [rank.wait(LIMIT_S) for rank in ranks] == [0, 0]
         finally:
             for rank in ranks:
                 rank.kill()
@@ -309,9 +357,13 @@ def two_machines() -> Iterator[tuple[list[str], Callable[[], None]]]:
 
 
 def train_workers() -> list[int]:
-    """The processes of train workers that this test process's Ray has."""
+    return [process.pid for process in processes("RayTrainWorker")]
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Those of this test process's Ray that run such an actor."""
     ours = psutil.Process().children(recursive=True)
-    return [process.pid for process in ours if alive(process.pid) and "RayTrainWorker" in " ".join(process.cmdline())]
+    return [process for process in ours if alive(process.pid) and f"ray::{name}" in " ".join(process.cmdline())]
 
 
 def alive(pid: int) -> bool:
