@@ -1,4 +1,4 @@
-"""Why a worker is gone, in one line: from texts that Ray 2.60, LightGBM and the system really leave."""
+"""Why a worker is gone, in one line: from texts in the form in which Ray 2.60, LightGBM and the system leave them."""
 
 from __future__ import annotations
 
