@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field
 
+from pipelines.errors import SpecError
 from pipelines.models.model import Matrix
 from pipelines.spec import Chain, Frozen, Kind
 from pipelines.tasks import Task
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 200_000
 """Rows of the sample that the bins come from, at most."""
+SEGMENT = 50
+ONE_SEGMENT = ("dart", "rf")
+"""Where trees depend on more than the scores of those before them: see `boosting_fit.py`."""
 
 
 class LightGBMParams(Frozen):
@@ -32,6 +36,9 @@ class LightGBMParams(Frozen):
 
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Trees at most (per class)."""
+    segment: Annotated[int, Field(ge=1)] | None = None
+    """A fit is a chain of Boosters of so many rounds, each seeded anew and started from the scores so far; checkpoints stand at their
+    ends. null: 50, or train.checkpoint_every where that is less."""
     early_stopping: Annotated[int, Field(ge=1)] | None = 50
     """Stop after this many rounds without a better `metric` on the valid split; null: never."""
     metric: str | None = None
@@ -64,6 +71,23 @@ class LightGBMParams(Frozen):
     max_cat_to_onehot: Annotated[int, Field(ge=1)] = 4
     seed: int = 7
 
+    def resolved(self, checkpoint_every: int) -> Self:
+        """With the length of its segments as a number; raises `SpecError` where checkpoints could not come as often as asked for."""
+        if self.segment is not None and self.segment > checkpoint_every:
+            raise SpecError(
+                f"model.params.segment: {self.segment} rounds are more than train.checkpoint_every ({checkpoint_every}), and "
+                "checkpoints stand at the ends of segments; lower the one or raise the other"
+            )
+        if self.segment is not None or getattr(self, "boosting", None) in ONE_SEGMENT:
+            return self
+        return type(self).model_validate({**self.model_dump(), "segment": self.rounds_of_segment(checkpoint_every)})
+
+    def rounds_of_segment(self, checkpoint_every: int) -> int:
+        """Rounds of each segment but the last."""
+        if getattr(self, "boosting", None) in ONE_SEGMENT:
+            return self.rounds
+        return self.segment or min(SEGMENT, checkpoint_every)
+
 
 class LightGBM:
     """A fitted ensemble of trees."""
@@ -93,7 +117,7 @@ class LightGBM:
     def memory(cls, params: LightGBMParams, rows: int, features: int, outputs: int) -> int:
         """See `boosting_fit.py`: binned rows (by rows they are kept twice while small), scores and gradients, the row sample."""
         binned = rows * features * (2 if params.max_bin > 256 else 1)
-        return binned + rows * (12 + 20 * outputs) + SAMPLE_ROWS * features * 8
+        return binned + rows * (12 + 36 * outputs) + SAMPLE_ROWS * features * 8
 
     @property
     def rounds(self) -> int:

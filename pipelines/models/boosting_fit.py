@@ -1,17 +1,25 @@
 """How LightGBM is trained data-parallel over any number of workers, larger than memory.
 
 Every worker streams its row range into LightGBM's binned form, about one byte a value; no worker holds its raw rows. What each
-rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 20 x outputs) bytes, the reference sample and one row group.
+rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 36 x outputs) bytes, the reference sample and one row group.
 
 Bins are made on every rank from the same row sample before the network exists. Both obvious ways are silently wrong: a Dataset
 constructed before the Booster is binned from the rank's own rows, so the ranks grow different trees; one constructed by the
 Booster bins each feature from a single rank's rows.
+
+A fit is a chain of segments of `model.params.segment` rounds. Each is a Booster of its own on the same binned rows, seeded by
+(seed, segment) and started from the raw scores so far. Nothing but trees and scores goes from one to the next, so a fit that goes on
+from a checkpoint, which stands at the end of a segment, ends with the bits of one that was never disturbed, sampling or not. Dart
+and random forests are one segment and start anew: dart changes earlier trees later on, and a forest's trees start from no scores.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import lightgbm as lgb
@@ -26,7 +34,7 @@ from pipelines.tasks import Task
 if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
-OURS: Final = {"rounds", "early_stopping", "metric", "eval_every", "max_category"}  # the parameters that are not LightGBM's
+OURS: Final = {"rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}  # the parameters that are not LightGBM's
 
 
 LOSSES: Final = {"binary": "logloss", "multiclass": "logloss", "regression": "rmse"}
@@ -42,30 +50,74 @@ class Boosting:
     def __init__(self, params: LightGBMParams, task: Task, worker: Worker) -> None:
         self._params, self._task, self._worker = params, task, worker
         self._start = worker.start
+        self._rounds = params.rounds_of_segment(worker.checkpoint_every)
+        self._checkpoint = max(1, worker.checkpoint_every // self._rounds) * self._rounds
         self._metric = params.metric or LOSSES[task.type]
         self._best_step: int | None = worker.start.state.get("best_step") if worker.start else None
         self._best: float | None = worker.start.state.get("best") if worker.start else None
 
+        self._before = worker.start.state.get("before", 0) if worker.start else 0
+        self._text: str | None = None
+        if worker.start is not None and worker.rank == 0:
+            assert isinstance(worker.start.model, LightGBM)
+            self._text = worker.start.model.booster.model_to_string(num_iteration=-1)
+
     def run(self) -> None:
         worker, params = self._worker, self._params
-        train = self._dataset("train", self._reference())
+        if worker.start is not None and "final" in worker.start.state:  # lost behind the last report
+            worker.report(worker.start.step, worker.start.model if worker.rank == 0 else None, worker.start.state)
+            return
+        reference = self._reference()
+        train = self._dataset("train", reference)
         valid = self._dataset("valid", train) if worker.total_rows("valid") else None
-        booster = lgb.Booster({**self._settings(), **worker.network}, train)
-        if valid is not None:
-            booster.add_valid(valid, "valid")
         step = worker.start.step if worker.start else 0
         stop = self._stopped(step)
-        while step < params.rounds and not stop:
-            stop = booster.update()  # true when no leaf can be split any more; the same on every rank
-            step += 1
-            if step % params.eval_every == 0 or step == params.rounds or stop:
-                self._evaluate(booster, step, valid)
-                stop = stop or self._stopped(step)
-            if step % worker.checkpoint_every == 0 and step < params.rounds and not stop:
-                worker.report(step, self._model(booster, None) if worker.rank == 0 else None, self._state())
-        best = self._best_step if self._best_step is not None and params.early_stopping else step
-        worker.report(step, self._model(booster, best) if worker.rank == 0 else None, {**self._state(), "final": best})
-        booster.free_network()
+        booster: lgb.Booster | None = None
+        with connected(worker.network, self._settings(), reference) as network:
+            while step < params.rounds and not stop:
+                booster = booster or self._segment(step, network, train, valid)
+                stop = booster.update()  # true when no leaf can be split any more; the same on every rank
+                step += 1
+                if step % params.eval_every == 0 or step == params.rounds or stop:
+                    self._evaluate(booster, step, valid)
+                    stop = stop or self._stopped(step)
+                if step % self._rounds == 0 and step < params.rounds and not stop:
+                    self._hand_over(booster, valid)
+                    self._text = self._joined(booster)
+                    booster = None
+                    if step % self._checkpoint == 0:
+                        worker.report(step, self._model(None) if worker.rank == 0 else None, self._state())
+            if booster is not None:
+                self._text = self._joined(booster)
+            best = self._best_step if self._best_step is not None and params.early_stopping else step
+            worker.report(step, self._model(best) if worker.rank == 0 else None, {**self._state(), "final": best})
+
+    def _segment(self, step: int, network: dict[str, Any], train: lgb.Dataset, valid: lgb.Dataset | None) -> lgb.Booster:
+        """The Booster of the segment that begins behind round `step`; the Datasets have the scores that it starts from."""
+        settings = {**self._settings(), **network, "seed": segment_seed(self._params.seed, step // self._rounds)}
+        if step > 0 or self._start is not None:
+            settings["boost_from_average"] = False  # the start value is in the first tree of all, the same on every rank
+        booster = lgb.Booster(settings, train)
+        if valid is not None:
+            booster.add_valid(valid, "valid")
+        return booster
+
+    def _hand_over(self, booster: lgb.Booster, valid: lgb.Dataset | None) -> None:
+        """Put the raw scores so far into the Datasets, for the next segment to start from.
+
+        LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in the
+        same order: a resume that predicts has the same bits.
+        """
+        booster.reset_parameter({"objective": "none"})  # scores are now handed over raw
+        booster._Booster__is_predicted_cur_iter = [False, False]  # type: ignore[attr-defined]  # else those of the last look
+
+        def keep(scores: Matrix, dataset: lgb.Dataset) -> list[tuple[str, float, bool]]:
+            dataset.set_field("init_score", scores.ravel(order="F"))
+            return []
+
+        booster.eval_train(feval=keep)
+        if valid is not None:
+            booster.eval_valid(feval=keep)
 
     @property
     def _bins(self) -> int:
@@ -114,7 +166,7 @@ class Boosting:
         if self._start is not None:
             scores = [self._start.model.predict(matrix) for matrix, _ in self._worker.batches(split)]
             if scores:
-                dataset.set_init_score(np.concatenate(scores).ravel(order="F"))
+                dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
         return dataset
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
@@ -149,16 +201,51 @@ class Boosting:
         return patience is not None and self._best_step is not None and step - self._best_step >= patience
 
     def _state(self) -> dict[str, Any]:
-        return {"best": self._best, "best_step": self._best_step}
+        return {"best": self._best, "best_step": self._best_step, "before": self._before}
 
-    def _model(self, booster: lgb.Booster, rounds: int | None) -> LightGBM:
-        """The trees so far, those of the model that was started from first; cut after `rounds` rounds."""
+    def _joined(self, booster: lgb.Booster) -> str | None:
+        """The text of all trees so far, on rank 0: what was there before, then this segment's."""
+        if self._worker.rank > 0:
+            return None
         text = booster.model_to_string(num_iteration=-1)
-        if self._start is not None:
-            assert isinstance(self._start.model, LightGBM)
-            text = join(self._start.model.booster.model_to_string(num_iteration=-1), text)
-        model = LightGBM.of_text(text)
-        return model if rounds is None else LightGBM.of_text(model.booster.model_to_string(num_iteration=rounds))
+        return text if self._text is None else join(self._text, text)
+
+    def _model(self, rounds: int | None) -> LightGBM:
+        """The trees so far, on rank 0; cut after `rounds` rounds of this fit."""
+        assert self._text is not None
+        model = LightGBM.of_text(self._text)
+        if rounds is None or self._before + rounds >= model.rounds:
+            return model
+        return LightGBM.of_text(model.booster.model_to_string(num_iteration=self._before + rounds))
+
+
+@contextlib.contextmanager
+def connected(network: dict[str, Any], settings: dict[str, Any], reference: lgb.Dataset) -> Iterator[dict[str, Any]]:
+    """Connect the ranks for the whole fit and yield what a Booster must be told of it.
+
+    A Booster that connects them itself would also part them when it is freed, and every segment has its own.
+    """
+    if not network:
+        yield {}
+        return
+    holder = lgb.Booster({**settings, "objective": "none", "tree_learner": "serial", "num_leaves": 2}, reference)
+    holder.set_network(
+        machines=network["machines"],
+        local_listen_port=network["local_listen_port"],
+        listen_time_out=network.get("time_out", 120),
+        num_machines=network["num_machines"],
+    )
+    try:
+        yield {"num_machines": network["num_machines"]}
+    finally:
+        holder.free_network()
+
+
+def segment_seed(seed: int, segment: int) -> int:
+    """The seed of a segment: the first has the fit's own, so a fit of one segment is that of plain LightGBM."""
+    if segment == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{segment}".encode(), digest_size=4).digest(), "big") >> 1
 
 
 class Rows(lgb.Sequence):
