@@ -34,7 +34,14 @@ from pipelines.tasks import Task
 if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
-OURS: Final = {"rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}  # the parameters that are not LightGBM's
+OURS: Final = {
+    "rounds",
+    "segment",
+    "early_stopping",
+    "metric",
+    "eval_every",
+    "max_category",
+}  # the parameters that are not LightGBM's
 
 
 LOSSES: Final = {"binary": "logloss", "multiclass": "logloss", "regression": "rmse"}

@@ -142,14 +142,14 @@ def test_a_fit_that_goes_on_from_any_checkpoint_ends_with_the_bits_of_one_never_
     tmp_path: Path, task: Task, params: dict[str, Any]
 ) -> None:
     settings = Params.model_validate({"rounds": 45, "early_stopping": None, "num_leaves": 15, **params})
-    whole = worker(tmp_path, rows=1000, task=task)
+    whole = worker(tmp_path, rows=2000, task=task)
     LightGBM.fit(settings, task, whole)
     assert [step for step, _, _ in whole.kept[:2]] == [10, 20] and "final" in whole.kept[-1][2]
     final = saved(tmp_path / "whole", whole.kept[-1][1])
 
     for step, model, state in whole.kept:
         saved(tmp_path / str(step), model)
-        resumed = worker(tmp_path, Start(LightGBM.load(tmp_path / str(step)), step, state), 1000, task)
+        resumed = worker(tmp_path, Start(LightGBM.load(tmp_path / str(step)), step, state), 2000, task)
         LightGBM.fit(settings, task, resumed)
         assert saved(tmp_path / f"{step}-resumed", resumed.kept[-1][1]) == final
         assert resumed.kept[-1][0] == whole.kept[-1][0] and resumed.kept[-1][2] == whole.kept[-1][2]
