@@ -37,8 +37,8 @@ class LightGBMParams(Frozen):
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Trees at most (per class)."""
     segment: Annotated[int, Field(ge=1)] | None = None
-    """A fit is a chain of Boosters of so many rounds, each seeded anew and started from the scores so far; checkpoints stand at their
-    ends. null: 50, or train.checkpoint_every where that is less."""
+    """A fit is a chain of Boosters of so many rounds, each seeded anew and started from the scores so far; checkpoints stand at
+    their ends. null: 50, or train.checkpoint_every where that is less."""
     early_stopping: Annotated[int, Field(ge=1)] | None = 50
     """Stop after this many rounds without a better `metric` on the valid split; null: never."""
     metric: str | None = None
@@ -72,7 +72,7 @@ class LightGBMParams(Frozen):
     seed: int = 7
 
     def resolved(self, checkpoint_every: int) -> Self:
-        """With the length of its segments as a number; raises `SpecError` where checkpoints could not come as often as asked for."""
+        """With the length of its segments as a number; raises `SpecError` where checkpoints could not come as asked."""
         if self.segment is not None and self.segment > checkpoint_every:
             raise SpecError(
                 f"model.params.segment: {self.segment} rounds are more than train.checkpoint_every ({checkpoint_every}), and "

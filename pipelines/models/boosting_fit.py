@@ -8,9 +8,10 @@ constructed before the Booster is binned from the rank's own rows, so the ranks 
 Booster bins each feature from a single rank's rows.
 
 A fit is a chain of segments of `model.params.segment` rounds. Each is a Booster of its own on the same binned rows, seeded by
-(seed, segment) and started from the raw scores so far. Nothing but trees and scores goes from one to the next, so a fit that goes on
-from a checkpoint, which stands at the end of a segment, ends with the bits of one that was never disturbed, sampling or not. Dart
-and random forests are one segment and start anew: dart changes earlier trees later on, and a forest's trees start from no scores.
+(seed, segment) and started from the raw scores so far. Nothing but trees and scores goes from one to the next, so a fit that goes
+on from a checkpoint, which stands at the end of a segment, ends with the bits of one that was never disturbed, sampling or not.
+Dart and random forests are one segment and start anew: dart changes earlier trees later on, and a forest's trees start from no
+scores.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Boosting:
     def _hand_over(self, booster: lgb.Booster, valid: lgb.Dataset | None) -> None:
         """Put the raw scores so far into the Datasets, for the next segment to start from.
 
-        LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in the
-        same order: a resume that predicts has the same bits.
+        LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in
+        the same order: a resume that predicts has the same bits.
         """
         booster.reset_parameter({"objective": "none"})  # scores are now handed over raw
         booster._Booster__is_predicted_cur_iter = [False, False]  # type: ignore[attr-defined]  # else those of the last look

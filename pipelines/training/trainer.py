@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.registry import MODELS, load
 from pipelines.spec import ModelSpec, TrainSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
-from pipelines.training.worker import STATE, Job, train_loop
+from pipelines.training.worker import STATE, Job, last_checkpoint, train_loop
 
 POLL_S = 0.25
 END_S = 30.0
@@ -72,50 +73,82 @@ def fit(
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
-    A lost worker starts the group again from the last checkpoint, at most `train.max_failures` times.
+    Goes on from the last checkpoint that is below `folder`; where that is the end of a fit, nothing is left to do. A lost worker
+    starts the group again from there, at most `train.max_failures` times; a lost train controller starts a new one, as often.
     """
     import ray
-    import ray.train
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from pipelines.training.rendezvous import Rendezvous
 
+    if (ended := _ended(folder)) is not None:
+        return ended
     family = load(MODELS, model.type, "model.type")
-    rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
+    here = ray.get_runtime_context().get_node_id()  # no other node's end may take it away
+    rendezvous = Rendezvous.options(label_selector={"ray.io/node-id": here}).remote()  # type: ignore[attr-defined]
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous)
+    workers: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        hear = Hearing(stack, progress, metrics, workers, heard=last_step(metrics))
+        stack.callback(lambda: ray.kill(rendezvous))
+        lost = 0
+        while True:
+            done = _in_background(_trainer(family.trainer, job, train, team).fit)
+            try:
+                _listen_until(done, rendezvous, hear)
+                break
+            except TrainingFailedError as error:
+                raise _explained(error) from error
+            except ray.exceptions.RayActorError:
+                lost += 1
+                if lost > train.max_failures:
+                    raise
+                ray.get(rendezvous.free_slots.remote())
+                progress.note("the train controller was lost; a new one goes on from the last checkpoint")
+            finally:
+                if not done.done():  # Ctrl-C
+                    with contextlib.suppress(
+                        ray.exceptions.RayError
+                    ):  # the actor is gone with its node; what interrupted us is told
+                        ray.get(rendezvous.stop.remote(), timeout=END_S)
+                    concurrent.futures.wait([done], timeout=END_S)
+    left = _ended(folder)
+    assert left is not None, "a fit ends with a report that carries its model"
+    return Fit(left.model, left.state, workers)
+
+
+def _ended(folder: Folder) -> Fit | None:
+    """What a fit left that came to its end; None: it did not."""
+    name = last_checkpoint(folder)
+    if name is None:
+        return None
+    left = folder / name
+    state = json.loads(left.read_bytes(STATE))
+    return Fit(left, state) if "final" in state else None
+
+
+def _trainer(kind: str, job: Job, train: TrainSpec, team: Team) -> Any:
+    """A trainer of Ray Train, with a folder of its own below the checkpoints.
+
+    In the folder of an earlier one Ray Train would read that one's list of checkpoints, which a kill may have left half written;
+    `last_checkpoint` looks at the files of all.
+    """
+    import ray.train
+
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
-    trainer = _lean(TRAINERS[family.trainer]())(
+    return _lean(TRAINERS[kind]())(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(num_workers=team.workers, use_gpu=team.gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
-            name=folder.name,
-            storage_path=folder.path.rsplit("/", 1)[0],
-            storage_filesystem=folder.filesystem,
+            name=uuid.uuid4().hex[:8],
+            storage_path=job.checkpoints.path,
+            storage_filesystem=job.checkpoints.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_announcing(rendezvous)],
+            callbacks=[_announcing(job.rendezvous)],
         ),
     )
-    workers: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        hear = Hearing(stack, progress, metrics, workers)
-        done = _in_background(trainer.fit)
-        try:
-            result = _listen_until(done, rendezvous, hear)
-        except TrainingFailedError as error:
-            raise _explained(error) from error
-        finally:
-            if not done.done():  # Ctrl-C
-                with contextlib.suppress(ray.exceptions.RayError):  # the actor is gone with its node; what interrupted us is told
-                    ray.get(rendezvous.stop.remote(), timeout=END_S)
-                concurrent.futures.wait([done], timeout=END_S)
-            ray.kill(rendezvous)
-    assert result.checkpoint is not None, "a fit ends with a report that carries its model"
-    left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
-    state = json.loads(left.read_bytes(STATE))
-    assert "final" in state, "the last checkpoint is not the last report"
-    return Fit(left, state, workers)
 
 
 def _lightgbm() -> Any:
@@ -147,13 +180,19 @@ def _lean(trainer: Any) -> Any:
 
 
 def _announcing(rendezvous: Any) -> Any:
-    """A callback that makes the fit's controller known to the rendezvous, through which an interrupted driver can end it."""
-    import ray
-    from ray.train.v2._internal.execution.callback import ControllerCallback
+    """A callback that makes the fit's controller known to the rendezvous, and the slots that it holds.
 
-    class Announcing(ControllerCallback):
+    Through it an interrupted driver ends the fit, and one whose controller died frees the slots, which else stay taken.
+    """
+    import ray
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class Announcing(ControllerCallback, WorkerGroupCallback):
         def after_controller_start(self, train_run_context: Any) -> None:
             ray.get(rendezvous.lead.remote(ray.get_runtime_context().current_actor))
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            ray.get(rendezvous.hold.remote(worker_group.get_worker_group_state().placement_group_handle.placement_group))
 
     return Announcing()
 
@@ -196,6 +235,8 @@ class Hearing:
     progress: Progress
     metrics: Folder
     workers: list[dict[str, Any]]
+    heard: int = 0
+    """The last step of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     stage: Stage | None = None
     step: int = 0
 
@@ -209,13 +250,25 @@ class Hearing:
             for split, values in found.items()
             for name, value in values.items()
         ]
-        if lines:
+        if lines and step > self.heard:
+            self.heard = step
             self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         if self.stage is None:
             self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
         shown = {f"{split} {name}": value for split, values in found.items() for name, value in list(values.items())[:2]}
         self.stage.advance(step - self.step, **shown)  # negative after a restart from a checkpoint
         self.step = step
+
+
+def last_step(metrics: Folder) -> int:
+    """The last step that is in `metrics.jsonl`; what a kill left of a line behind it is cut off."""
+    if not metrics.exists("metrics.jsonl"):
+        return 0
+    text = metrics.read_bytes("metrics.jsonl").decode()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        metrics.write_bytes("metrics.jsonl", whole.encode())
+    return max((json.loads(line)["step"] for line in whole.splitlines()), default=0)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -196,11 +196,11 @@ def last_checkpoint(folder: Folder) -> str | None:
     sizes = {name: info.size for name, info in folder.infos()}
     states = {name: _state(folder / name) for name in (file.rpartition("/")[0] for file in sizes if file.endswith(f"/{STATE}"))}
     found = [
-        (state["step"], name)
+        (state["step"], "final" in state, name)
         for name, state in states.items()
         if state and all(sizes.get(f"{name}/{file}") == size for file, size in state["files"].items())
     ]
-    return max(found)[1] if found else None
+    return max(found)[2] if found else None
 
 
 def _state(checkpoint: Folder) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def test_a_users_error_survives_the_trip_between_processes() -> None:
 
 
 def test_json_is_the_only_thing_on_stdout(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    def talkative(spec: PipelineSpec, *, progress: Any, free_slots: Any) -> Run:
+    def talkative(spec: PipelineSpec, *, progress: Any, **_: Any) -> Run:
         print("printed by a library")
         os.write(1, b"written by C\n")
         with progress.stage("prepare", total=10) as stage:
