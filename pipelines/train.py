@@ -16,6 +16,7 @@ from pipelines.errors import ArtifactError, ClusterError, DataError, SpecError, 
 from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
 from pipelines.explain import checked
 from pipelines.notation import to_yaml
+from pipelines.parent import Parent
 from pipelines.prepare import PARTS, Prepared, prepare
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
@@ -56,7 +57,7 @@ def _train(
     made, spec, prepared, begun = (
         _begin(spec, progress, free_slots) if resume is None else _go_on(resume, spec, progress, free_slots)
     )
-    started = time.monotonic()
+    started, parent = time.monotonic(), Parent.of(spec)
     with _resumable(made, command):
         left = fit(
             spec.model,
@@ -67,21 +68,21 @@ def _train(
             folder=made.folder / "checkpoints",
             metrics=made.folder,
             progress=progress,
+            parent=parent.model if parent else None,
         )
         _write_artifact(made, spec, prepared, left)
-    seconds = {"prepare": prepared.seconds, "train": time.monotonic() - started}
-    return (
-        made,
-        spec,
-        _facts(spec, prepared, left, seconds) | ({"resumed": begun.resumed} if begun.resumed else {}),
-        prepared.task,
-    )
+    facts = _facts(spec, prepared, left, {"prepare": prepared.seconds, "train": time.monotonic() - started})
+    facts |= {"resumed": begun.resumed} if begun.resumed else {}
+    facts |= {"parent": parent.run.path} if parent else {}
+    return made, spec, facts, prepared.task
 
 
 def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, Prepared, Begun]:
     """Prepare, resolve the Spec and create the run."""
     import ray
 
+    parent = Parent.of(spec)
+    spec = parent.inherit(spec) if parent else spec
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
     if resolved := getattr(params, "resolved", None):

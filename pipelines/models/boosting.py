@@ -117,7 +117,7 @@ class LightGBM:
     def memory(cls, params: LightGBMParams, rows: int, features: int, outputs: int) -> int:
         """See `boosting_fit.py`: binned rows (by rows they are kept twice while small), scores and gradients, the row sample."""
         binned = rows * features * (2 if params.max_bin > 256 else 1)
-        return binned + rows * (12 + 36 * outputs) + SAMPLE_ROWS * features * 8
+        return binned + rows * (12 + 28 * outputs) + SAMPLE_ROWS * features * 8
 
     @property
     def rounds(self) -> int:

@@ -1,7 +1,7 @@
 """How LightGBM is trained data-parallel over any number of workers, larger than memory.
 
 Every worker streams its row range into LightGBM's binned form, about one byte a value; no worker holds its raw rows. What each
-rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 36 x outputs) bytes, the reference sample and one row group.
+rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes, the reference sample and one row group.
 
 Bins are made on every rank from the same row sample before the network exists. Both obvious ways are silently wrong: a Dataset
 constructed before the Booster is binned from the rank's own rows, so the ranks grow different trees; one constructed by the
@@ -64,11 +64,14 @@ class Boosting:
         self._best_step: int | None = worker.start.state.get("best_step") if worker.start else None
         self._best: float | None = worker.start.state.get("best") if worker.start else None
 
-        self._before = worker.start.state.get("before", 0) if worker.start else 0
         self._text: str | None = None
-        if worker.start is not None and worker.rank == 0:
+        """Of all trees so far, on rank 0."""
+        self._before = 0
+        """Rounds of an earlier run that this fit goes on from."""
+        if worker.start is not None:
             assert isinstance(worker.start.model, LightGBM)
-            self._text = worker.start.model.booster.model_to_string(num_iteration=-1)
+            self._before = worker.start.state.get("before", worker.start.model.rounds)
+            self._text = worker.start.model.booster.model_to_string(num_iteration=-1) if worker.rank == 0 else None
 
     def run(self) -> None:
         worker, params = self._worker, self._params
@@ -90,9 +93,11 @@ class Boosting:
                     self._evaluate(booster, step, valid)
                     stop = stop or self._stopped(step)
                 if step % self._rounds == 0 and step < params.rounds and not stop:
-                    self._hand_over(booster, valid)
-                    self._text = self._joined(booster)
-                    booster = None
+                    scores, self._text = self._scores(booster, train, valid), self._joined(booster)
+                    booster = None  # before the scores go into the Datasets: one copy less at the peak
+                    while scores:
+                        dataset, raw = scores.pop()
+                        dataset.set_field("init_score", raw)
                     if step % self._checkpoint == 0:
                         worker.report(step, self._model(None) if worker.rank == 0 else None, self._state())
             if booster is not None:
@@ -110,22 +115,26 @@ class Boosting:
             booster.add_valid(valid, "valid")
         return booster
 
-    def _hand_over(self, booster: lgb.Booster, valid: lgb.Dataset | None) -> None:
-        """Put the raw scores so far into the Datasets, for the next segment to start from.
+    def _scores(self, booster: lgb.Booster, train: lgb.Dataset, valid: lgb.Dataset | None) -> list[tuple[lgb.Dataset, Matrix]]:
+        """The raw scores so far of each Dataset, for the next segment to start from; this one's Booster is then done with.
 
         LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in
         the same order: a resume that predicts has the same bits.
         """
-        booster.reset_parameter({"objective": "none"})  # scores are now handed over raw
-        booster._Booster__is_predicted_cur_iter = [False, False]  # type: ignore[attr-defined]  # else those of the last look
+        found: list[tuple[lgb.Dataset, Matrix]] = []
 
         def keep(scores: Matrix, dataset: lgb.Dataset) -> list[tuple[str, float, bool]]:
-            dataset.set_field("init_score", scores.ravel(order="F"))
+            found.append((dataset, scores.ravel(order="F")))
             return []
 
+        train.set_field("init_score", None)
+        booster.reset_parameter({"objective": "none"})  # scores are now handed out raw
         booster.eval_train(feval=keep)
         if valid is not None:
+            valid.set_field("init_score", None)
+            booster._Booster__is_predicted_cur_iter[1] = False  # type: ignore[attr-defined]  # else those of the last look
             booster.eval_valid(feval=keep)
+        return found
 
     @property
     def _bins(self) -> int:

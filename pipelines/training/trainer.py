@@ -70,11 +70,13 @@ def fit(
     folder: Folder,
     metrics: Folder,
     progress: Progress,
+    parent: Folder | None = None,
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
-    Goes on from the last checkpoint that is below `folder`; where that is the end of a fit, nothing is left to do. A lost worker
-    starts the group again from there, at most `train.max_failures` times; a lost train controller starts a new one, as often.
+    Goes on from the last checkpoint that is below `folder`, else from the model in `parent`, else from nothing; where that
+    checkpoint is the end of a fit, nothing is left to do. A lost worker starts the group again from there, at most
+    `train.max_failures` times; a lost train controller starts a new one, as often.
     """
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -86,7 +88,7 @@ def fit(
     family = load(MODELS, model.type, "model.type")
     here = ray.get_runtime_context().get_node_id()  # no other node's end may take it away
     rendezvous = Rendezvous.options(label_selector={"ray.io/node-id": here}).remote()  # type: ignore[attr-defined]
-    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous)
+    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
     workers: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         hear = Hearing(stack, progress, metrics, workers, heard=last_step(metrics))

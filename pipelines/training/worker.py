@@ -30,13 +30,13 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fit goes on from: a checkpoint of this fit."""
+    """Where a fit goes on from: a checkpoint of this fit, or the model of an earlier run."""
 
     model: Model
     step: int
-    """Rounds or steps that the model has seen."""
+    """Rounds or steps of this fit that the model has seen: none where it is an earlier run's."""
     state: dict[str, Any]
-    """What the family gave to `report` besides the model."""
+    """What the family gave to `report` besides the model; empty where it is an earlier run's."""
 
 
 @dataclass
@@ -123,6 +123,8 @@ class Job:
     checkpoints: Folder
     """Where Ray Train puts what is reported, a folder each."""
     rendezvous: Any
+    parent: Folder | None = None
+    """The model to go on from where there is no checkpoint."""
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -148,7 +150,7 @@ def train_loop(config: dict[str, Job]) -> None:
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
         network=NETWORKS[family.trainer]() if size > 1 else {},
-        start=_start(family, job.checkpoints / checkpoint) if checkpoint else None,
+        start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
     )
@@ -210,6 +212,14 @@ def _state(checkpoint: Folder) -> dict[str, Any]:
     except ValueError:
         return {}
     return state
+
+
+def _parent(family: Any, model: Folder | None) -> Start | None:
+    if model is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        model.fetch(Path(path))
+        return Start(family.load(Path(path)), 0, {})
 
 
 def _start(family: Any, checkpoint: Folder) -> Start:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightgbm as lgb
+import polars as pl
 import psutil
 import pytest
 
 from app.processes import ray_processes
-from pipelines.errors import ArtifactError
+from pipelines.errors import ArtifactError, UserError
 from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.train import train
@@ -219,3 +221,52 @@ def test_a_run_that_is_trained_right_now_is_not_taken_over(data: Path, store: Pa
     train_while(spec_with(data, store, 1), take_over, 20)
 
     assert f"is not interrupted: process {os.getpid()} works on it" in refused[0]
+
+
+def test_new_data_continues_a_run_with_its_features_and_trees(
+    data: Path, store: Path, undisturbed: dict[int, Run], tmp_path: Path
+) -> None:
+    parent = undisturbed[2]
+    new = tmp_path / "new"
+    new.mkdir()
+    people(3000, seed=3).with_columns(pl.lit("Oslo").alias("city"), pl.lit(1.5).alias("extra")).write_parquet(new / "0.parquet")
+    spec = spec_of(
+        new, store, model={"from": parent.id, "params": {**SAMPLING, "rounds": 45}}, train={"workers": 2, "checkpoint_every": 20}
+    )
+
+    made = train_while(spec, lambda: [kill("RayTrainWorker"), None][1], 25)
+    again = train(spec, free_slots=slots)
+
+    assert made.record["parent"] == parent.path and made.record["rows"]["train"] < 3000
+    for part in ("schema.json", "preprocessor.json", "task.json"):
+        assert made.artifact.read_bytes(part) == parent.artifact.read_bytes(part)
+    assert not made.record["prepared"]["reused"] and again.record["prepared"]["reused"]
+    before, after = (trees_of(run) for run in (parent, made))
+    assert len(before) == ROUNDS and len(after) == ROUNDS + 45 and after[:ROUNDS] == before
+    assert model_of(again) == model_of(made)
+    first_new = lgb.Booster(model_str=model_of(made).decode()).dump_model()["tree_info"][ROUNDS]["tree_structure"]
+    assert 0 < first_new["internal_count"] <= made.record["rows"]["train"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"from": "people@lates"}}, "model.from: 'people@lates' is no run; expected people@latest or people@best"),
+        ({"model": {"from": "nothing"}}, "model.from: there is no run 'nothing'"),
+        (
+            {"model": {"from": "people@latest"}, "task": {"target": "member"}},
+            "task.target: 'member' is not what .* has \\('bought'\\)",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_continued_is_refused(
+    data: Path, store: Path, undisturbed: dict[int, Run], sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(spec_of(data, store, **sections), free_slots=slots)
+
+
+def trees_of(run: Run) -> list[str]:
+    return [
+        tree.split("\n\n")[0].partition("\n")[2] for tree in model_of(run).decode().split("end of trees")[0].split("Tree=")[1:]
+    ]

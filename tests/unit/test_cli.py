@@ -125,7 +125,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = heliostat("run", "churn.yaml", folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "churn.yaml: model.tpye is unknown; did you mean 'type'? (known: params, type)\n"
+    assert done.stderr == "churn.yaml: model.tpye is unknown; did you mean 'type'? (known: from, params, type)\n"
 
 
 @pytest.mark.parametrize(
