@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class Worker:
     """None at the beginning."""
     rendezvous: Any
     attempt: str
+    logged: list[dict[str, Any]] = field(default_factory=list)
+    """What rank 0 has told the driver since the fit began. Checkpoints keep it: a driver that dies has not heard all."""
 
     @property
     def columns(self) -> list[Feature]:
@@ -90,7 +92,8 @@ class Worker:
     def log(self, step: int, metrics: dict[str, dict[str, float | None]], *, total: int) -> None:
         """Tell the driver how it goes: `metrics` by split. Cheap and not a barrier; only rank 0 is heard."""
         if self.rank == 0:
-            self.rendezvous.report.remote({"step": step, "total": total, "metrics": metrics})
+            self.logged.append({"step": step, "total": total, "metrics": metrics})
+            self.rendezvous.report.remote(self.logged[-1])
 
     def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
@@ -106,7 +109,7 @@ class Worker:
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
-            (folder / STATE).write_text(to_json({"step": step, "files": files, **state}))
+            (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -154,6 +157,10 @@ def train_loop(config: dict[str, Job]) -> None:
         rendezvous=job.rendezvous,
         attempt=attempt,
     )
+    if rank == 0 and worker.start is not None:
+        worker.logged += worker.start.state.get("logged", [])
+        for entry in worker.logged:
+            job.rendezvous.report.remote(entry)
     job.rendezvous.report.remote(
         {
             "worker": {

@@ -21,6 +21,7 @@ from app.processes import ray_processes
 from pipelines.errors import ArtifactError, UserError
 from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
+from pipelines.storage import Folder
 from pipelines.train import train
 from tests.local.conftest import wait_for
 from tests.local.test_journey import environment
@@ -270,3 +271,19 @@ def trees_of(run: Run) -> list[str]:
     return [
         tree.split("\n\n")[0].partition("\n")[2] for tree in model_of(run).decode().split("end of trees")[0].split("Tree=")[1:]
     ]
+
+
+def test_a_lost_node_costs_the_rounds_since_the_last_checkpoint_and_no_bit(
+    data: Path, store: Path, undisturbed: dict[int, Run], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.local.node_loss", str(data), str(tmp_path), "60"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300, check=False)
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    record = json.loads(ended.stdout.splitlines()[-1])
+    assert model_of(Run.open(Folder.at(record["path"]))) == model_of(undisturbed[2])
+    lost, again = record["workers"][:2], record["workers"][2:]
+    assert {worker["from_step"] for worker in lost} == {0} and len(again) == 2
+    [again_from] = {worker["from_step"] for worker in again}
+    assert again_from % EVERY == 0 and again_from >= 60 - EVERY

@@ -394,3 +394,19 @@ def test_an_interrupt_that_python_drops_comes_again() -> None:
 
     with pytest.raises(KeyboardInterrupt), interrupts_kept():
         unlucky()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], "no Spec was given; name at least one YAML file, or an interrupted run with --resume RUN"),
+        (["train", "flights.yaml", "--resume", "x"], "--resume goes on with the run's own Spec; leave out SPEC and --set"),
+        (["run", "--resume", "x", "--set", "name=y"], "--resume goes on with the run's own Spec; leave out SPEC and --set"),
+        (["run", "--resume", "gone/x"], "the run {folder}/gone/x does not exist; start it by its Spec"),
+    ],
+)
+def test_resume_goes_on_with_a_run_and_nothing_else(call: Callable[..., Ended], words: list[str], line: str) -> None:
+    ended = call(*words)
+
+    assert ended.code == 2
+    assert ended.err.strip() == line.format(folder=Path.cwd())
