@@ -91,7 +91,7 @@ def fit(
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
     workers: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        hear = Hearing(stack, progress, metrics, workers, heard=last_step(metrics))
+        hear = Hearing(stack, progress, metrics, workers, heard=steps_in(metrics))
         stack.callback(lambda: ray.kill(rendezvous))
         lost = 0
         while True:
@@ -224,7 +224,8 @@ def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: C
     while not ended:
         ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
         with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node; the fit tells
-            for entry in ray.get(rendezvous.drain.remote()):
+            # The calls of an asynchronous actor need not arrive in order.
+            for entry in sorted(ray.get(rendezvous.drain.remote()), key=lambda entry: entry.get("step", -1)):
                 hear(entry)
     return done.result()
 
@@ -237,8 +238,8 @@ class Hearing:
     progress: Progress
     metrics: Folder
     workers: list[dict[str, Any]]
-    heard: int = 0
-    """The last step of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
+    heard: set[int] = field(default_factory=set)
+    """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     stage: Stage | None = None
     step: int = 0
 
@@ -252,8 +253,8 @@ class Hearing:
             for split, values in found.items()
             for name, value in values.items()
         ]
-        if lines and step > self.heard:
-            self.heard = step
+        if lines and step not in self.heard:
+            self.heard.add(step)
             self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         if self.stage is None:
             self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
@@ -262,15 +263,15 @@ class Hearing:
         self.step = step
 
 
-def last_step(metrics: Folder) -> int:
-    """The last step that is in `metrics.jsonl`; what a kill left of a line behind it is cut off."""
+def steps_in(metrics: Folder) -> set[int]:
+    """The steps that are in `metrics.jsonl`; what a kill left of its last line is cut off."""
     if not metrics.exists("metrics.jsonl"):
-        return 0
+        return set()
     text = metrics.read_bytes("metrics.jsonl").decode()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         metrics.write_bytes("metrics.jsonl", whole.encode())
-    return max((json.loads(line)["step"] for line in whole.splitlines()), default=0)
+    return {json.loads(line)["step"] for line in whole.splitlines()}
 
 
 def _explained(error: BaseException) -> BaseException:

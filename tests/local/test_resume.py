@@ -108,7 +108,7 @@ def kill(title: str) -> int:
 
 def steps_in(run: Run) -> list[int]:
     lines = [json.loads(line) for line in run.folder.read_bytes("metrics.jsonl").splitlines()]
-    return [line["step"] for line in lines if line["metric"] == "auc"]
+    return sorted(line["step"] for line in lines if line["metric"] == "auc")
 
 
 @pytest.mark.parametrize(("workers", "step"), [(1, 35), (2, 60), (2, 145)])
