@@ -45,14 +45,17 @@ class Parent:
             raise ArtifactError(f"model.from: {error}") from error
         text = run.folder.read_bytes("spec.yaml").decode()
         found = cls(run, artifact, read_yaml(text, f"{run.path}/spec.yaml"))
+        params, task = found.spec["model"]["params"], artifact.task
+        default = {"objective": "l2" if task.type == "regression" else task.type, "reg_sqrt": False}
         for path, own, its in (
             ("model.type", spec.model.type, found.spec["model"]["type"]),
-            ("task.target", spec.task.target, artifact.task.target),
-            ("task.type", spec.task.type or artifact.task.type, artifact.task.type),
+            ("task.target", spec.task.target, task.target),
+            ("task.type", spec.task.type or task.type, task.type),
+            # Raw scores of the one are no raw scores of the other.
+            *((f"model.params.{key}", spec.model.params.get(key) or it, params.get(key) or it) for key, it in default.items()),
         ):
             if own != its:
                 raise SpecError(f"{path}: '{own}' is not what {run.id} has ('{its}'), which model.from names; make them alike")
-        params = spec.model.params | found.spec["model"]["params"]
         if "rf" in (params.get("boosting"), spec.model.params.get("boosting")):
             raise SpecError("model.from: the trees of a random forest start from no scores, so it cannot be continued")
         return found

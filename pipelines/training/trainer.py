@@ -102,7 +102,7 @@ def fit(
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: ray.kill(rendezvous))
-        hear = Hearing(stack, progress, metrics, train.max_failures, heard=last_step(metrics))
+        hear = Hearing(stack, progress, metrics, train.max_failures, heard=steps_in(metrics))
         while True:
             left = train.max_failures - hear.losses
             watch: Any = Watch(rendezvous, train.worker_timeout_s, left)
@@ -214,7 +214,8 @@ def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: H
     while not ended:
         ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
         with contextlib.suppress(ray.exceptions.RayError):  # the actor may have gone with its node; the fit tells
-            for entry in ray.get(rendezvous.drain.remote(), timeout=END_S):
+            # The calls of an asynchronous actor need not arrive in order.
+            for entry in sorted(ray.get(rendezvous.drain.remote(), timeout=END_S), key=lambda entry: entry.get("step", -1)):
                 hear(entry)
         if not ended and hear.start_s > START_S:
             raise ClusterError(
@@ -235,8 +236,8 @@ class Hearing:
     failures: list[str] = field(default_factory=list)
     losses: int = 0
     """How often the group was lost; one loss may have several reasons."""
-    heard: int = 0
-    """The last step of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
+    heard: set[int] = field(default_factory=set)
+    """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
@@ -280,8 +281,8 @@ class Hearing:
             for split, values in found.items()
             for name, value in values.items()
         ]
-        if lines and step > self.heard:
-            self.heard = step
+        if lines and step not in self.heard:
+            self.heard.add(step)
             self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         if self.stage is None:
             self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
@@ -290,15 +291,15 @@ class Hearing:
         self.step = step
 
 
-def last_step(metrics: Folder) -> int:
-    """The last step that is in `metrics.jsonl`; what a kill left of a line behind it is cut off."""
+def steps_in(metrics: Folder) -> set[int]:
+    """The steps that are in `metrics.jsonl`; what a kill left of its last line is cut off."""
     if not metrics.exists("metrics.jsonl"):
-        return 0
+        return set()
     text = metrics.read_bytes("metrics.jsonl").decode()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         metrics.write_bytes("metrics.jsonl", whole.encode())
-    return max((json.loads(line)["step"] for line in whole.splitlines()), default=0)
+    return {json.loads(line)["step"] for line in whole.splitlines()}
 
 
 def _look(lost: Lost) -> Trace | None:

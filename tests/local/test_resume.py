@@ -108,7 +108,7 @@ def kill(title: str) -> int:
 
 def steps_in(run: Run) -> list[int]:
     lines = [json.loads(line) for line in run.folder.read_bytes("metrics.jsonl").splitlines()]
-    return [line["step"] for line in lines if line["metric"] == "auc"]
+    return sorted(line["step"] for line in lines if line["metric"] == "auc")
 
 
 @pytest.mark.parametrize(("workers", "step"), [(1, 35), (2, 60), (2, 145)])
@@ -254,6 +254,10 @@ def test_new_data_continues_a_run_with_its_features_and_trees(
     [
         ({"model": {"from": "people@lates"}}, "model.from: 'people@lates' is no run; expected people@latest or people@best"),
         ({"model": {"from": "nothing"}}, "model.from: there is no run 'nothing'"),
+        (
+            {"model": {"from": "people@latest", "params": {"objective": "poisson"}}},
+            r"model\.params\.objective: 'poisson' is not what .* has \('binary'\)",
+        ),
         (
             {"model": {"from": "people@latest"}, "task": {"target": "member"}},
             "task.target: 'member' is not what .* has \\('bought'\\)",

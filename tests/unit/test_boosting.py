@@ -10,6 +10,7 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import log_loss
 
 from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.errors import SpecError
@@ -152,6 +153,29 @@ def test_a_fit_that_goes_on_from_any_checkpoint_ends_with_the_bits_of_one_never_
         assert saved(tmp_path / f"{step}-resumed", resumed.kept[-1][1]) == final
         assert resumed.kept[-1][0] == whole.kept[-1][0] and resumed.kept[-1][2] == whole.kept[-1][2]
         assert resumed.logged == [entry for entry in whole.logged if entry[0] > step]
+
+
+def test_an_earlier_model_is_continued_and_its_continuation_can_be_resumed(tmp_path: Path) -> None:
+    parent = worker(tmp_path)
+    LightGBM.fit(Params(rounds=20, early_stopping=None, num_leaves=7), BINARY, parent)
+    [first] = [model for _, model, state in parent.kept if "final" in state]
+    settings = Params.model_validate({"rounds": 100, "early_stopping": 15, "num_leaves": 15, "learning_rate": 0.3, **SAMPLING})
+
+    whole = worker(tmp_path, Start(first, 0, {}))
+    LightGBM.fit(settings, BINARY, whole)
+
+    step, model, state = whole.kept[-1]
+    assert state["final"] + 15 == step < 100 and model.rounds == 20 + state["final"]
+    trees = [tree["tree_structure"] for tree in model.booster.dump_model()["tree_info"]]
+    assert trees[:20] == [tree["tree_structure"] for tree in first.booster.dump_model()["tree_info"]]
+    columns, y = table(1000, seed=1)
+    loss, before = (log_loss(y, 1 / (1 + np.exp(-each.predict(np.column_stack(columns))))) for each in (model, first))
+    assert loss < before and state["best"] == pytest.approx(loss, abs=1e-9)
+
+    step, model, state = whole.kept[0]
+    resumed = worker(tmp_path, Start(model, step, state))
+    LightGBM.fit(settings, BINARY, resumed)
+    assert saved(tmp_path / "resumed", resumed.kept[-1][1]) == saved(tmp_path / "whole", whole.kept[-1][1])
 
 
 def test_every_segment_draws_its_own_samples(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.progress import SILENT
 from pipelines.storage import Folder
-from pipelines.training.trainer import Hearing, last_step
+from pipelines.training.trainer import Hearing, steps_in
 from pipelines.training.worker import last_checkpoint
 
 
@@ -43,11 +43,11 @@ def test_steps_that_a_restart_comes_by_again_are_written_once(tmp_path: Path) ->
     lines.write_text("\n".join(whole) + '\n{"step": 15, "spl')  # what a kill leaves
 
     with contextlib.ExitStack() as stack:
-        hear = Hearing(stack, SILENT, folder, 0, heard=last_step(folder))
-        for step in (5, 10, 15, 20, 15, 20, 25):
+        hear = Hearing(stack, SILENT, folder, 0, heard=steps_in(folder))
+        for step in (5, 10, 15, 20, 15, 20, 30, 25):
             hear({"step": step, "total": 25, "metrics": {"valid": {"auc": 0.5}}})
 
-    assert [json.loads(line)["step"] for line in lines.read_text().splitlines()] == [5, 10, 15, 20, 25]
+    assert [json.loads(line)["step"] for line in lines.read_text().splitlines()] == [5, 10, 15, 20, 30, 25]
 
 
 def test_without_a_checkpoint_a_fit_starts_from_nothing(tmp_path: Path) -> None:
