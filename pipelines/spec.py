@@ -126,6 +126,9 @@ class ModelSpec(Frozen):
     """A registered family, or "package.module:Class"."""
     params: dict[str, Any] = {}
     """Checked against the family's own Params."""
+    from_: str | None = Field(None, alias="from")
+    """A complete run (an id, a path or URI, NAME@latest, NAME@best) whose model is continued on this data: its features and task
+    are taken over as they are, and `params.rounds` more rounds are added."""
 
 
 class PrepareSpec(Frozen):

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines.spec import ModelSpec, TrainSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.lost import Lost, Trace, sentences, trace
-from pipelines.training.worker import STATE, Job, train_loop
+from pipelines.training.worker import STATE, Job, last_checkpoint, train_loop
 
 POLL_S = 0.25
 END_S = 30.0
@@ -80,60 +81,89 @@ def fit(
     folder: Folder,
     metrics: Folder,
     progress: Progress,
+    parent: Folder | None = None,
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
-    A lost worker starts the group again from the last checkpoint, at most `train.max_failures` times; then `ClusterError` says
-    why it was lost.
+    Goes on from the last checkpoint that is below `folder`, else from the model in `parent`, else from nothing; where that
+    checkpoint is the end of a fit, nothing is left to do. A lost worker starts the group again from there, and a lost train
+    controller is replaced, together at most `train.max_failures` times; then `ClusterError` says why it was lost.
     """
     import ray
-    import ray.train
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipelines.training.rendezvous import Rendezvous
     from pipelines.training.watch import Watch
 
+    if (ended := _ended(folder)) is not None:
+        return ended
     family = load(MODELS, model.type, "model.type")
     # With the driver, as Ray Train's controller: with another node it would be lost, and the fit with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rendezvous = Rendezvous.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous)
-    watch: Any = Watch(rendezvous, train.worker_timeout_s, train.max_failures)
+    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: ray.kill(rendezvous))
+        hear = Hearing(stack, progress, metrics, train.max_failures, heard=steps_in(metrics))
+        while True:
+            left = train.max_failures - hear.losses
+            watch: Any = Watch(rendezvous, train.worker_timeout_s, left)
+            done = _in_background(_trainer(family.trainer, job, team, left, watch).fit)
+            try:
+                _listen_until(done, rendezvous, hear)
+                break
+            except TrainingFailedError as error:
+                raise _explained(error, hear) from error
+            except ray.exceptions.RayActorError as error:
+                hear({"lost": [Lost("the train controller", "died", str(error))]})
+                if hear.losses > train.max_failures:
+                    raise hear.given_up() from error
+                ray.get(rendezvous.free_slots.remote())
+            finally:
+                if not done.done():  # Ctrl-C
+                    with contextlib.suppress(ray.exceptions.RayError):  # it is gone with its node; what interrupted us is told
+                        ray.get(rendezvous.stop.remote(), timeout=END_S)
+                    if hear.controller is not None:  # where the rendezvous cannot do it any more
+                        ray.kill(hear.controller)
+                    concurrent.futures.wait([done], timeout=END_S)
+    found = _ended(folder)
+    assert found is not None, "a fit ends with a report that carries its model"
+    return Fit(found.model, found.state, hear.workers, hear.failures)
+
+
+def _ended(folder: Folder) -> Fit | None:
+    """What a fit left that came to its end; None: it did not."""
+    name = last_checkpoint(folder)
+    if name is None:
+        return None
+    left = folder / name
+    state = json.loads(left.read_bytes(STATE))
+    return Fit(left, state) if "final" in state else None
+
+
+def _trainer(kind: str, job: Job, team: Team, max_failures: int, watch: Any) -> Any:
+    """A trainer of Ray Train, with a folder of its own below the checkpoints.
+
+    In the folder of an earlier one Ray Train would read that one's list of checkpoints, which a kill may have left half written;
+    `last_checkpoint` looks at the files of all.
+    """
+    import ray.train
+
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
-    trainer = _lean(TRAINERS[family.trainer]())(
+    return _lean(TRAINERS[kind]())(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(num_workers=team.workers, use_gpu=team.gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
-            name=folder.name,
-            storage_path=folder.path.rsplit("/", 1)[0],
-            storage_filesystem=folder.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            name=uuid.uuid4().hex[:8],
+            storage_path=job.checkpoints.path,
+            storage_filesystem=job.checkpoints.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=[watch],
         ),
     )
-    with contextlib.ExitStack() as stack:
-        hear = Hearing(stack, progress, metrics, train.max_failures)
-        done = _in_background(trainer.fit)
-        try:
-            result = _listen_until(done, rendezvous, hear)
-        except TrainingFailedError as error:
-            raise _explained(error, hear) from error
-        finally:
-            if not done.done():  # Ctrl-C
-                with contextlib.suppress(ray.exceptions.RayError):  # the actor is gone with its node; what interrupted us is told
-                    ray.get(rendezvous.stop.remote(), timeout=END_S)
-                if hear.controller is not None:  # where the rendezvous cannot do it any more
-                    ray.kill(hear.controller)
-                concurrent.futures.wait([done], timeout=END_S)
-            ray.kill(rendezvous)
-    assert result.checkpoint is not None, "a fit ends with a report that carries its model"
-    left = Folder(result.checkpoint.filesystem, result.checkpoint.path)
-    state = json.loads(left.read_bytes(STATE))
-    assert "final" in state, "the last checkpoint is not the last report"
-    return Fit(left, state, hear.workers, hear.failures)
 
 
 def _lightgbm() -> Any:
@@ -189,7 +219,8 @@ def _listen_until(done: concurrent.futures.Future[Any], rendezvous: Any, hear: H
     while not ended:
         ended = bool(concurrent.futures.wait([done], timeout=POLL_S).done)
         try:
-            for entry in ray.get(rendezvous.drain.remote(), timeout=MEET_S):
+            # The calls of an asynchronous actor need not arrive in order.
+            for entry in sorted(ray.get(rendezvous.drain.remote(), timeout=MEET_S), key=lambda entry: entry.get("step", -1)):
                 hear(entry)
         except ray.exceptions.RayError as error:
             if not ended:
@@ -215,6 +246,8 @@ class Hearing:
     """How often the group was lost; one loss may have several reasons."""
     controller: Any = None
     """Ray Train's."""
+    heard: set[int] = field(default_factory=set)
+    """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
@@ -244,6 +277,11 @@ class Hearing:
         if self._running is not None and time.monotonic() - self._running > CONTROLLER_S:
             raise ClusterError(f"train: Ray Train's controller has not answered for {CONTROLLER_S:.0f} s; run the command again")
 
+    def given_up(self) -> ClusterError:
+        """What the command ends with where workers were lost once too often."""
+        often = f"the workers were lost {self.losses} times" if self.losses > 1 else "the workers were lost"
+        return ClusterError(f"train: {self.failures[-1]}; {often}, and train.max_failures is {self.max_failures}")
+
     def _lost(self, lost: list[Lost]) -> None:
         told = sentences(lost, _look, self._oom_kills)
         self.failures += told
@@ -261,13 +299,25 @@ class Hearing:
             for split, values in found.items()
             for name, value in values.items()
         ]
-        if lines:
+        if lines and step not in self.heard:
+            self.heard.add(step)
             self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         if self.stage is None:
             self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
         shown = {f"{split} {name}": value for split, values in found.items() for name, value in list(values.items())[:2]}
         self.stage.advance(step - self.step, **shown)  # negative after a restart from a checkpoint
         self.step = step
+
+
+def steps_in(metrics: Folder) -> set[int]:
+    """The steps that are in `metrics.jsonl`; what a kill left of its last line is cut off."""
+    if not metrics.exists("metrics.jsonl"):
+        return set()
+    text = metrics.read_bytes("metrics.jsonl").decode()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        metrics.write_bytes("metrics.jsonl", whole.encode())
+    return {json.loads(line)["step"] for line in whole.splitlines()}
 
 
 def _look(lost: Lost) -> Trace | None:
@@ -305,6 +355,5 @@ def _explained(error: BaseException, hear: Hearing) -> BaseException:
     deaths = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, WorkerGroupStartupFailedError)
     network = r"Binding port|Socket \w+ error"  # LightGBM's own errors that are no fault of ours
     if hear.failures and any(isinstance(cause, deaths) or re.search(network, str(cause)) for cause in causes):
-        often = f"the workers were lost {hear.losses} times" if hear.losses > 1 else "the workers were lost"
-        return ClusterError(f"train: {hear.failures[-1]}; {often}, and train.max_failures is {hear.max_failures}")
+        return hear.given_up()
     return error

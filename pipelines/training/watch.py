@@ -30,7 +30,7 @@ GRACE_S: Final = 3.0
 
 
 class Watch(ControllerCallback, WorkerGroupCallback):
-    """Report starts, losses and the controller itself to the rendezvous; kill the survivors of a loss at once."""
+    """Report starts, losses, the slots and the controller itself to the rendezvous; kill the survivors of a loss at once."""
 
     def __init__(self, rendezvous: Any, timeout_s: float, max_failures: int) -> None:
         self._rendezvous = rendezvous
@@ -52,6 +52,10 @@ class Watch(ControllerCallback, WorkerGroupCallback):
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         self._workers, self._left, self._told = [], None, False
         self._tell({"group": "starting"})
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Make the slots known, which stay taken when the controller dies."""
+        ray.get(self._rendezvous.hold.remote(worker_group.get_worker_group_state().placement_group_handle.placement_group))
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._workers = worker_group.get_workers()

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,13 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fit goes on from: a checkpoint of this fit."""
+    """Where a fit goes on from: a checkpoint of this fit, or the model of an earlier run."""
 
     model: Model
     step: int
-    """Rounds or steps that the model has seen."""
+    """Rounds or steps of this fit that the model has seen: none where it is an earlier run's."""
     state: dict[str, Any]
-    """What the family gave to `report` besides the model."""
+    """What the family gave to `report` besides the model; empty where it is an earlier run's."""
 
 
 @dataclass
@@ -59,6 +59,8 @@ class Worker:
     """How the family's library is told where the ranks are; None for one that needs no network of its own."""
     networks: int = 0
     """How many networks were made so far."""
+    logged: list[dict[str, Any]] = field(default_factory=list)
+    """What rank 0 has told the driver since the fit began. Checkpoints keep it: a driver that dies has not heard all."""
 
     @property
     def columns(self) -> list[Feature]:
@@ -103,7 +105,8 @@ class Worker:
     def log(self, step: int, metrics: dict[str, dict[str, float | None]], *, total: int) -> None:
         """Tell the driver how it goes: `metrics` by split. Cheap and not a barrier; only rank 0 is heard."""
         if self.rank == 0:
-            self.rendezvous.report.remote({"step": step, "total": total, "metrics": metrics})
+            self.logged.append({"step": step, "total": total, "metrics": metrics})
+            self.rendezvous.report.remote(self.logged[-1])
 
     def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
@@ -119,7 +122,7 @@ class Worker:
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
-            (folder / STATE).write_text(to_json({"step": step, "files": files, **state}))
+            (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -136,6 +139,8 @@ class Job:
     checkpoints: Folder
     """Where Ray Train puts what is reported, a folder each."""
     rendezvous: Any
+    parent: Folder | None = None
+    """The model to go on from where there is no checkpoint."""
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -161,10 +166,14 @@ def train_loop(config: dict[str, Job]) -> None:
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
         connect=NETWORKS[family.trainer],
-        start=_start(family, job.checkpoints / checkpoint) if checkpoint else None,
+        start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
     )
+    if rank == 0 and worker.start is not None:
+        worker.logged += worker.start.state.get("logged", [])
+        for entry in worker.logged:
+            job.rendezvous.report.remote(entry)
     job.rendezvous.report.remote(
         {
             "worker": {
@@ -204,11 +213,11 @@ def last_checkpoint(folder: Folder) -> str | None:
     sizes = {name: info.size for name, info in folder.infos()}
     states = {name: _state(folder / name) for name in (file.rpartition("/")[0] for file in sizes if file.endswith(f"/{STATE}"))}
     found = [
-        (state["step"], name)
+        (state["step"], "final" in state, name)
         for name, state in states.items()
         if state and all(sizes.get(f"{name}/{file}") == size for file, size in state["files"].items())
     ]
-    return max(found)[1] if found else None
+    return max(found)[2] if found else None
 
 
 def _state(checkpoint: Folder) -> dict[str, Any]:
@@ -218,6 +227,14 @@ def _state(checkpoint: Folder) -> dict[str, Any]:
     except ValueError:
         return {}
     return state
+
+
+def _parent(family: Any, model: Folder | None) -> Start | None:
+    if model is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        model.fetch(Path(path))
+        return Start(family.load(Path(path)), 0, {})
 
 
 def _start(family: Any, checkpoint: Folder) -> Start:

@@ -155,7 +155,7 @@ def test_an_empty_section_says_nothing() -> None:
     ("text", "message"),
     [
         ("modle: {}", "modle is unknown; did you mean 'model'? (known: data, evaluate, features, model, name, prepare, serve, store, task, train, tune)"),
-        ("model: {tpye: x}", "model.tpye is unknown; did you mean 'type'? (known: params, type)"),
+        ("model: {tpye: x}", "model.tpye is unknown; did you mean 'type'? (known: from, params, type)"),
         ("serve: {limits: {row: 1}}", "serve.limits.row is unknown; did you mean 'rows'? (known: body_mb, in_flight, rows, timeout_s)"),
         ("train: {workers: two}", "train.workers 'two' is wrong: expected an integer >= 1 or 'auto'"),
         ("train: {workers: 0}", "train.workers 0 is wrong: expected an integer >= 1 or 'auto'"),
@@ -178,7 +178,7 @@ def test_an_empty_section_says_nothing() -> None:
         ("tune: {space: {model.x: {float: [0, 2], log: true}}}", "tune.space.\"model.x\": log needs a range above 0, found [0, 2]"),
         ("tune: {space: {model.x: {int: [3, 1]}}}", "tune.space.\"model.x\": int [3, 1] is empty; give the lower end first"),
         ("tune: {space: {train.workers: {int: [1, 2]}}}", "tune: space 'train.workers' does not begin with a section of results (known: data, features, model, task)"),
-        ("tune: {space: {model.parms.x: {int: [1, 2]}}}", "tune.space.\"model.parms.x\": a trial cannot have 1: model.parms is unknown; did you mean 'params'? (known: params, type)"),
+        ("tune: {space: {model.parms.x: {int: [1, 2]}}}", "tune.space.\"model.parms.x\": a trial cannot have 1: model.parms is unknown; did you mean 'params'? (known: from, params, type)"),
         ("tune: {space: {task.threshold: {float: [0.5, 2]}}}", "tune.space.\"task.threshold\": a trial cannot have 2.0: task.threshold 2.0 is wrong: expected a number >= 0 and <= 1"),
         ("a: 1\na: 2", "line 4, column 1: the key 'a' stands twice, first in line 3; keep one"),
         ("model: {params: [1, 2}", "line 3, column 22: expected ',' or ']', but got '}'"),
