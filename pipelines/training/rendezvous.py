@@ -33,7 +33,6 @@ class Rendezvous:
         self._waiting: dict[str, dict[int, str]] = {}
         self._reports: list[dict[str, Any]] = []
         self._controller: Any = None
-        self._slots: Any = None
         self._stopping = False
 
     async def lead(self, controller: Any) -> None:
@@ -41,16 +40,6 @@ class Rendezvous:
         self._controller = controller
         if self._stopping:
             ray.kill(controller)
-
-    async def hold(self, slots: Any) -> None:
-        """Say which placement group the workers are in."""
-        self._slots = slots
-
-    async def free_slots(self) -> None:
-        """Give back the slots of a controller that died: Ray keeps a placement group until its job has ended too."""
-        if self._slots is not None:
-            ray.util.remove_placement_group(self._slots)
-            self._slots = None
 
     async def stop(self) -> None:
         """End the fit as soon as its controller is known: the workers end with it, for it owns them."""

@@ -119,7 +119,7 @@ def fit(
                 hear({"lost": [Lost("the train controller", "died", str(error))]})
                 if hear.losses > train.max_failures:
                     raise hear.given_up() from error
-                ray.get(rendezvous.free_slots.remote())
+                hear.free_slots()
             finally:
                 if not done.done():  # Ctrl-C
                     with contextlib.suppress(ray.exceptions.RayError):  # it is gone with its node; what interrupted us is told
@@ -127,6 +127,7 @@ def fit(
                     if hear.controller is not None:  # where the rendezvous cannot do it any more
                         ray.kill(hear.controller)
                     concurrent.futures.wait([done], timeout=END_S)
+                    hear.free_slots()
     found = _ended(folder)
     assert found is not None, "a fit ends with a report that carries its model"
     return Fit(found.model, found.state, hear.workers, hear.failures)
@@ -246,6 +247,8 @@ class Hearing:
     """How often the group was lost; one loss may have several reasons."""
     controller: Any = None
     """Ray Train's."""
+    slots: Any = None
+    """The placement group of the workers."""
     heard: set[int] = field(default_factory=set)
     """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     stage: Stage | None = None
@@ -260,6 +263,8 @@ class Hearing:
             self._oom_kills = max(self._oom_kills, entry["oom_kills"])
         elif "controller" in entry:
             self.controller = entry["controller"]
+        elif "slots" in entry:
+            self.slots = entry["slots"]
         elif "group" in entry:
             now, starting = time.monotonic(), entry["group"] == "starting"
             self._starting, self._running = (now, None) if starting else (None, now)
@@ -276,6 +281,15 @@ class Hearing:
             )
         if self._running is not None and time.monotonic() - self._running > CONTROLLER_S:
             raise ClusterError(f"train: Ray Train's controller has not answered for {CONTROLLER_S:.0f} s; run the command again")
+
+    def free_slots(self) -> None:
+        """Give back the slots of a controller that was killed: Ray keeps a placement group until the job has ended too."""
+        import ray
+
+        if self.slots is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.util.remove_placement_group(self.slots)
+            self.slots = None
 
     def given_up(self) -> ClusterError:
         """What the command ends with where workers were lost once too often."""

@@ -55,7 +55,7 @@ class Watch(ControllerCallback, WorkerGroupCallback):
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Make the slots known, which stay taken when the controller dies."""
-        ray.get(self._rendezvous.hold.remote(worker_group.get_worker_group_state().placement_group_handle.placement_group))
+        self._tell({"slots": worker_group.get_worker_group_state().placement_group_handle.placement_group})
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._workers = worker_group.get_workers()
