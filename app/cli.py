@@ -28,6 +28,8 @@ cache = typer.Typer(help="List and prune the prepared data of a store.", no_args
 cli.add_typer(cache, name="cache")
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="YAML files; later ones win.")]
+NewSpecs = Annotated[list[str] | None, typer.Argument(metavar="SPEC...", help="YAML files; later ones win.")]
+Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run instead.", show_default=False)]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, a path or URI, NAME@latest or NAME@best.")]
 Address = Annotated[
     str | None, typer.Option(help="The Ray to join; default: RAY_ADDRESS, else a private local one.", show_default=False)
@@ -62,19 +64,26 @@ def command(name: str, group: typer.Typer = cli, **settings: Any) -> Callable[[C
 
 
 @command("run")
-def run_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+def run_spec(
+    specs: NewSpecs = None,
+    resume: Resume = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
     """Prepare, train and evaluate: from data to a scored run."""
-    from app.opening import free_slots, open_ray, open_spec, open_store
+    from app.opening import free_slots, open_ray, open_store, open_work
     from app.output import output, print_run
 
-    spec, origins = open_spec(specs, store, sets or [])
+    begun, spec, origins = open_work(specs, resume, store, sets)
     from pipelines.train import run
 
     with output(as_json) as out, open_ray(address), origins.blaming():
         try:
-            print_run(run(spec, progress=out.progress, free_slots=free_slots), out)
+            print_run(run(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
         except RequirementError:
-            print_run(open_store(spec.store).find(f"{spec.name}@latest"), out)
+            print_run(open_store(spec.store).find(begun.path if begun else f"{spec.name}@latest"), out)
             raise
 
 
@@ -108,16 +117,23 @@ def plan_spec(specs: Specs, address: Address = None, store: Store = None, sets: 
 
 
 @command("train")
-def train_spec(specs: Specs, address: Address = None, store: Store = None, sets: Sets = None, as_json: Json = False) -> None:
+def train_spec(
+    specs: NewSpecs = None,
+    resume: Resume = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
     """Prepare and train, without the test metrics."""
-    from app.opening import free_slots, open_ray, open_spec
+    from app.opening import free_slots, open_ray, open_work
     from app.output import output, print_run
 
-    spec, origins = open_spec(specs, store, sets or [])
+    begun, spec, origins = open_work(specs, resume, store, sets)
     from pipelines.train import train
 
     with output(as_json) as out, open_ray(address), origins.blaming():
-        print_run(train(spec, progress=out.progress, free_slots=free_slots), out)
+        print_run(train(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
 
 
 @command("tune", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

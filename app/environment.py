@@ -10,9 +10,10 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from app.ports import free_ports
 
@@ -99,8 +100,10 @@ def surroundings_kept() -> Iterator[None]:
 
     before = {name: value for name, value in os.environ.items() if concerned(name)}
     import ray._private.ray_constants as constants
+    import ray._private.worker as ray_worker
 
     clusters = constants.ENABLE_RAY_CLUSTER
+    printed = ray_worker.print_to_stdstream
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
     # Parts of Ray set their own loggers' level when they are imported; all but Ray Serve write through the handlers of `ray`.
@@ -108,6 +111,7 @@ def surroundings_kept() -> Iterator[None]:
     level, serve_level, handlers = ray_log.level, serve_log.level, {handler: handler.level for handler in ray_log.handlers}
     for handler in handlers:
         handler.setLevel(logging.ERROR)
+    ray_worker.print_to_stdstream = _unless_a_death(printed)
     serve_log.addFilter(_is_error)  # it clears its handlers, and leaves a filter
     try:
         yield
@@ -121,9 +125,20 @@ def surroundings_kept() -> Iterator[None]:
             del os.environ[name]
         os.environ.update(before)
         constants.ENABLE_RAY_CLUSTER = clusters
+        ray_worker.print_to_stdstream = printed
         _look_again()
         if in_main_thread and on_terminate is not None:  # None: somebody's C code
             signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _unless_a_death(printed: Callable[..., None]) -> Callable[..., None]:
+    """Ray's printer without its line on each dead worker, which comes on stdout whatever `log_to_driver` says; we say it."""
+
+    def printing(data: dict[str, Any], **settings: Any) -> None:
+        if not any("A worker died or was killed" in line for line in data["lines"]):
+            printed(data, **settings)
+
+    return printing
 
 
 def _is_error(record: logging.LogRecord) -> bool:

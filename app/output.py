@@ -74,6 +74,8 @@ def print_run(run: Run, out: Output, *, importance: Mapping[str, Any] | None = N
         _line("seconds", ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in ordered(seconds))),
         _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
         *metric_lines(run.metrics, task.get("metric")),
+        *([_line("resumed", f"from step {', '.join(map(str, record['resumed']))}")] if record.get("resumed") else []),
+        *([_line("parent", record["parent"])] if record.get("parent") else []),
         _line("path", run.path),
         *importance_lines(importance or {}),
         *finding_lines(record.get("findings") or []),

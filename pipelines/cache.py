@@ -29,11 +29,13 @@ CODE: Final = [
     "design",
     "errors",
     "expressions",
+    "parent",
     "parsing",
     "prepare",
     "profiles",
     "quality",
     "schema",
+    "scoring",
     "tasks",
 ]
 """The modules of `pipelines` that decide what prepared data looks like; any change of them is a new version."""

@@ -15,9 +15,11 @@ from pipelines.errors import SpecError
 from pipelines.explain import dotted
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
+from pipelines.parent import Parent
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
 from pipelines.schema import Column, Schema
+from pipelines.scoring import schema_for
 from pipelines.spec import Chain, PipelineSpec
 
 RARE: Final = 5
@@ -41,13 +43,19 @@ class Design:
     """Those that features are made of."""
     chains: dict[str, Chain]
     """The chain of transforms of each."""
+    parent: Parent | None = None
+    """The run whose Schema, Preprocessor and Task are taken over."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, progress: Progress = SILENT) -> Design:
         """Read footers and first rows. Raises `SpecError` and `DataError` for what does not fit the source."""
+        parent = Parent.of(spec)
+        spec = parent.inherit(spec) if parent else spec
         source = Source.open(spec.data)
         if source.num_pruned:
             progress.note(f"data.where leaves out {source.num_pruned} files by their folders' names: they are not opened")
+        if parent:
+            return cls._taken_over(spec, source, parent)
         inferred = infer_kinds(source, spec.data, spec.task.target)
         schema = with_kinds(Derivation(expressions=spec.data.derive).extend(inferred.schema), spec.data)
         target = schema.require(spec.task.target, "task.target")
@@ -55,6 +63,14 @@ class Design:
         for name in spec.prepare.bucket_by:
             schema.require(name, "prepare.bucket_by")
         return cls(spec, source, inferred, schema, target, columns, chains)
+
+    @classmethod
+    def _taken_over(cls, spec: PipelineSpec, source: Source, parent: Parent) -> Design:
+        raw = schema_for(parent.artifact, source, spec.data)
+        schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
+        target = schema.require(spec.task.target, "task.target")
+        columns = [schema.require(column.name, "model.from") for column in parent.artifact.preprocessor.inputs]
+        return cls(spec, source, Inference(raw), schema, target, columns, spec.features.columns, parent)
 
     @property
     def raw(self) -> Schema:
@@ -74,6 +90,7 @@ class Design:
             prepare=spec.prepare.model_dump(),
             named=sorted(spec.features.columns),  # these stay features, whatever they turn out to be
             schema={column.name: column.model_dump(exclude={"name"}) for column in self.schema.columns},
+            **({"from": self.parent.digests} if self.parent else {}),
         )
 
     def reader(self, columns: list[Column]) -> Reader:

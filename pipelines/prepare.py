@@ -128,17 +128,22 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
     reader, summary, read, keep = _look(design, progress)
     kept = aside.submit(keep)
     _check_rows(spec, summary, read)
-    task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
     identifiers = {name: why for name, why in design.inferred.left_out.items() if is_free(name, spec)}
-    constants = _constants(design.chains, spec, summary)
+    constants = {} if design.parent else _constants(design.chains, spec, summary)
     left_out = identifiers | constants
     if left_out:
         noted = ", ".join(f"{name} ({why})" for name, why in left_out.items())
         progress.note(f"left out: {noted}; name one under data.kinds or features.columns to use it")
     chains = {name: chain for name, chain in design.chains.items() if name not in left_out}
-    check_chains(spec, chains, left_out)
-    preprocessor = _fit(spec, design.source, reader, columns, chains, summary, task, progress)
-    contract = _inputs(design.schema, design.raw, preprocessor, summary)
+    if design.parent:
+        progress.note(f"features and task are those of {design.parent.run.id}: nothing is fitted to the new data")
+        made = design.parent.artifact
+        task, preprocessor, contract = made.task, made.preprocessor, made.schema
+    else:
+        task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
+        check_chains(spec, chains, left_out)
+        preprocessor = _fit(spec, design.source, reader, columns, chains, summary, task, progress)
+        contract = _inputs(design.schema, design.raw, preprocessor, summary)
     described = aside.submit(
         lambda: {
             "schema.json": contract.model_dump(),
@@ -156,7 +161,7 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
             ),
         }
     )
-    shards = _write(spec, folder, design.source, reader, preprocessor, task, summary, progress)
+    shards = _write(design, folder, reader, preprocessor, task, summary, progress)
     kept.result()
     for name, content in described.result().items():
         folder.write_json(name, content)
@@ -198,7 +203,8 @@ def _look(design: Design, progress: Progress) -> tuple[Reader, Summary, Counts, 
     inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
     seen = [column for column in design.schema.columns if column in columns or column.name in inputs]
     reader = design.reader(seen)
-    unfitted = Preprocessor.unfitted(columns, design.chains, spec.features.groups)
+    taken = design.parent is not None  # then nothing is to be gathered
+    unfitted = Preprocessor.unfitted(columns, {} if taken else design.chains, {} if taken else spec.features.groups)
     place = Address(
         {
             "statistics": True,
@@ -295,26 +301,27 @@ def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Su
 
 
 def _write(
-    spec: PipelineSpec,
+    design: Design,
     folder: Folder,
-    source: Source,
     reader: Reader,
     preprocessor: Preprocessor,
     task: Task,
     summary: Summary,
     progress: Progress,
 ) -> Shards:
+    spec, source = design.spec, design.source
     shards_folder = folder / f"shards-{uuid.uuid4().hex[:8]}"
     for split in SPLITS:
         (shards_folder / split).create()
     reader = reader.only({*reader.columns, *spec.prepare.bucket_by})
     assert summary.sample is not None
-    matrix = preprocessor.transform(summary.sample, summary.places)
+    fitted = design.parent is None  # rows that nothing was fitted to are transformed as new ones are
+    matrix = preprocessor.transform(summary.sample, summary.places if fitted else None)
     sample = to_table([*matrix, task.encode(summary.sample[task.target])])
     encodings = Encodings.of(sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
         pq.write_table(sample, file, compression=encodings.compression, use_dictionary=encodings.dictionary)
-    each = WriteShards(shards_folder, preprocessor, task, spec.prepare, encodings)
+    each = WriteShards(shards_folder, preprocessor, task, spec.prepare, encodings, fitted)
     with progress.stage("transform", total=source.rows) as stage:
         found = list(in_order(stream(source, reader, each), stage))
     splits = {

@@ -5,16 +5,19 @@ STORE/NAME/ID/
     run.json         status, versions, timings, metrics; written last: its presence means complete
     metrics.jsonl    one line per report: step, split, metric, value
     artifact/        see artifact.py
-    checkpoints/
+    begun.json       until the run is complete: what it needs to go on, see `Begun`
+    checkpoints/     until the run is complete
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.attribution import IMPORTANCE
@@ -23,6 +26,7 @@ from pipelines.storage import Folder
 from pipelines.tasks import SCORES
 
 RECORD = "run.json"
+BEGUN = "begun.json"
 PACKAGES = ("heliostat", "ray", "lightgbm", "torch", "polars", "pyarrow", "numpy", "pandas")
 
 
@@ -78,10 +82,40 @@ class Run:
         return found
 
     def complete(self, **facts: Any) -> Run:
-        """Write the record, which makes the run complete, and return it with it."""
+        """Write the record, which makes the run complete, and return it with it; what it needed to go on is deleted."""
         record = {"run": self.id, "name": self.name, "status": "complete", "versions": versions(), **facts}
         self.folder.write_json(RECORD, record)
+        (self.folder / "checkpoints").delete()
+        if self.folder.exists(BEGUN):
+            self.folder.remove(BEGUN)
         return Run(self.folder, record)
+
+    def begin(self, begun: Begun) -> None:
+        """Write down what the run needs to go on, should this process end before it does."""
+        self.folder.write_json(BEGUN, {**asdict(begun), "driver": driver()})
+
+    def begun(self) -> Begun:
+        """What the run needs to go on; raises `ArtifactError` where somebody trains it right now."""
+        found = self.folder.read_json(BEGUN)
+        driver = found.pop("driver")
+        if driver["host"] == platform.node() and driver["started"] == _started(driver["pid"]) is not None:
+            raise ArtifactError(f"the run {self.folder} is not interrupted: process {driver['pid']} works on it; end that first")
+        return Begun(**found)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run that is not complete needs to go on, besides its Spec and its checkpoints."""
+
+    prepared: str
+    """The folder of the prepared data."""
+    prepare: dict[str, Any]
+    """What the record says of it: seconds, reused."""
+    team: dict[str, Any]
+    """Workers, slots and threads; with another team the bits would differ."""
+    versions: dict[str, str]
+    resumed: list[int]
+    """The step of the checkpoint that it went on from, each time."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,31 @@ class RunStore:
             raise ArtifactError(f"there is no run '{reference}' in {self.folder}{hint}")
         return found[0]
 
+    def interrupted(self, reference: str) -> Run:
+        """Return the run that is not complete and can go on; an id, a path or URI, or `NAME@latest` (of those that can)."""
+        if "@" in reference and "://" not in reference:
+            name, _, which = reference.rpartition("@")
+            begun = [id for id in (self.folder / name).names() if (self.folder / name / id).exists(BEGUN)]
+            if which != "latest" or not begun:
+                raise ArtifactError(f"no run of '{name}' in {self.folder} was interrupted; name one by its id or path")
+            folder = self.folder / name / begun[-1]
+        elif "/" in reference:
+            folder = Folder.at(reference.rstrip("/"))
+        else:
+            places = {id: self.folder / name / id for name in self.folder.names() if name != "cache" for id in self._ids(name)}
+            if reference not in places:
+                raise ArtifactError(f"there is no run '{reference}' in {self.folder}{did_you_mean(reference, places)}")
+            folder = places[reference]
+        if folder.exists(RECORD):
+            raise ArtifactError(f"the run {folder} is complete: there is nothing to go on with")
+        if not folder.exists(BEGUN):
+            there = "did not come to its training" if folder.names() else "does not exist"
+            raise ArtifactError(f"the run {folder} {there}; start it by its Spec")
+        return Run(folder, {})
+
+    def _ids(self, name: str) -> Sequence[str]:
+        return (self.folder / name).names()
+
     def _named(self, name: str, which: str) -> Run:
         if which not in ("latest", "best"):
             raise ArtifactError(f"'{name}@{which}' is no run; expected {name}@latest or {name}@best")
@@ -140,6 +199,20 @@ def best(runs: list[Run]) -> Run:
             f"no run of '{runs[-1].name}' has a valid '{metric}'; name one by its id, or take {runs[-1].name}@latest"
         )
     return max(known)[2]
+
+
+def driver() -> dict[str, Any]:
+    """This process, so that another can tell whether it still runs."""
+    return {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in the kernel's ticks; None: there is none, or no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def versions() -> dict[str, str]:

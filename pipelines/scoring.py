@@ -23,6 +23,15 @@ def loaded(location: str, version: str) -> Artifact:
 
 def reader_for(artifact: Artifact, source: Source, data: DataSpec, *, target: str | None, keep: list[str]) -> Reader:
     """A Reader of the columns that the Artifact needs, in its types, besides the target and the columns to keep."""
+    raw = schema_for(artifact, source, data)
+    for name in keep:
+        raw.require(name, "--keep")
+    wanted = {column.name for column in artifact.inputs} | set(keep) | ({target} if target is not None else set())
+    return Reader.of(source, raw, data, wanted, target)
+
+
+def schema_for(artifact: Artifact, source: Source, data: DataSpec) -> Schema:
+    """The columns of a source, those that the Artifact needs in its types; raises `DataError` where one is missing."""
     found = infer_schema(source, data)
     known = {column.name: column for column in artifact.inputs}
     missing = [column.name for column in artifact.inputs if column.name not in found and not column.nullable]
@@ -32,8 +41,4 @@ def reader_for(artifact: Artifact, source: Source, data: DataSpec, *, target: st
             f"expected {', '.join(known)}"
         )
     columns = [known.get(column.name, column) for column in found.columns]
-    raw = Schema(columns=columns + [column for name, column in known.items() if name not in found])
-    for name in keep:
-        raw.require(name, "--keep")
-    wanted = set(known) | set(keep) | ({target} if target is not None else set())
-    return Reader.of(source, raw, data, wanted, target)
+    return Schema(columns=columns + [column for name, column in known.items() if name not in found])

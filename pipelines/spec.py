@@ -126,6 +126,9 @@ class ModelSpec(Frozen):
     """A registered family, or "package.module:Class"."""
     params: dict[str, Any] = {}
     """Checked against the family's own Params."""
+    from_: str | None = Field(None, alias="from")
+    """A complete run (an id, a path or URI, NAME@latest, NAME@best) whose model is continued on this data: its features and task
+    are taken over as they are, and `params.rounds` more rounds are added."""
 
 
 class PrepareSpec(Frozen):
@@ -154,6 +157,8 @@ class TrainSpec(Frozen):
     """Rounds or steps between checkpoints."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often lost workers are replaced before the run ends."""
+    worker_timeout_s: Annotated[float, Field(ge=1)] = 20.0
+    """Seconds without a sign of life after which a worker counts as lost. One that is busy gives signs of life."""
 
 
 class EvaluateSpec(Frozen):

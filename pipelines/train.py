@@ -2,81 +2,165 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.artifact import write_manifest
 from pipelines.attribution import IMPORTANCE, Attribution
-from pipelines.errors import ClusterError, SpecError
+from pipelines.cache import MANIFEST, Address
+from pipelines.data.source import Source
+from pipelines.errors import ArtifactError, ClusterError, DataError, SpecError
 from pipelines.evaluate import Evaluation, check_requirements, evaluate, require
 from pipelines.explain import checked
 from pipelines.models.model import Explaining
 from pipelines.notation import to_yaml
+from pipelines.parent import Parent
 from pipelines.prepare import PARTS, Prepared, prepare
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
-from pipelines.runs import Run
+from pipelines.runs import Begun, Run, versions
 from pipelines.spec import PipelineSpec
-from pipelines.storage import Folder
+from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
 from pipelines.training.trainer import Fit, Team, fit
-from pipelines.training.worker import STATE
+from pipelines.training.worker import STATE, last_checkpoint
 
 S = TypeVar("S", bound=PipelineSpec)
 
 
-def train(spec: PipelineSpec, *, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
+def train(spec: PipelineSpec, *, resume: Run | None = None, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
     """Prepare, train on the cluster and return the complete Run, without test metrics.
 
-    `free_slots` tells how many CPU slots the workers may take; it is asked once, when they are about to start. Raises
-    `SpecError`, `DataError` or `ClusterError` for what the user can mend; a run that fails leaves its folder without a record.
+    `free_slots` tells how many CPU slots the workers may take; it is asked once, when they are about to start. `resume` is an
+    interrupted run, of which `spec` is the resolved Spec: it goes on from its last checkpoint. Raises `SpecError`, `DataError`,
+    `ArtifactError` or `ClusterError` for what the user can mend; a run that fails leaves its folder without a record.
     """
-    made, _, facts, _ = _train(spec, progress, free_slots)
+    made, _, facts, _ = _train(spec, resume, "train", progress, free_slots)
     return made.complete(**facts)
 
 
-def run(spec: PipelineSpec, *, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
+def run(spec: PipelineSpec, *, resume: Run | None = None, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
     """Prepare, train and evaluate. Raises `RequirementError` after the Run is complete when a required metric was missed."""
-    made, spec, facts, task = _train(spec, progress, free_slots)
-    found = evaluate(made, spec, progress=progress)
+    made, spec, facts, task = _train(spec, resume, "run", progress, free_slots)
+    with _resumable(made, "run"):
+        found = evaluate(made, spec, progress=progress)
     done = made.complete(**_with_evaluation(facts, found))
     require(spec, task, found.metrics)
     return done
 
 
-def _train(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, dict[str, Any], Task]:
-    import ray
+def _train(
+    spec: S, resume: Run | None, command: str, progress: Progress, free_slots: Callable[[], float]
+) -> tuple[Run, S, dict[str, Any], Task]:
+    made, spec, prepared, begun = (
+        _begin(spec, progress, free_slots) if resume is None else _go_on(resume, spec, progress, free_slots)
+    )
+    started, parent = time.monotonic(), Parent.of(spec)
+    with _resumable(made, command):
+        left = fit(
+            spec.model,
+            spec.train,
+            Team(**begun.team),
+            prepared.task,
+            prepared.shards,
+            folder=made.folder / "checkpoints",
+            metrics=made.folder,
+            progress=progress,
+            parent=parent.model if parent else None,
+        )
+        _write_artifact(made, spec, prepared, left)
+    facts = _facts(spec, prepared, left, {"prepare": prepared.seconds, "train": time.monotonic() - started})
+    facts |= {"resumed": begun.resumed} if begun.resumed else {}
+    facts |= {"parent": parent.run.path} if parent else {}
+    return made, spec, facts, prepared.task
 
-    family = load(MODELS, spec.model.type, "model.type")
-    params = checked(family.Params, spec.model.params, ("model", "params"))
-    uses_gpu = family.uses_gpu(params)
-    if spec.train.gpu is True and not uses_gpu:
-        raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
-    gpus = ray.cluster_resources().get("GPU", 0) if uses_gpu else 0
-    if uses_gpu:
-        ask = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(_unavailable)
-        if problem := ray.get(ask.remote(family, params)):
-            raise ClusterError(problem)
+
+def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, Prepared, Begun]:
+    """Prepare, resolve the Spec and create the run."""
+    parent = Parent.of(spec)
+    spec = parent.inherit(spec) if parent else spec
+    family, params, gpus = _family(spec)
+    if resolved := getattr(params, "resolved", None):
+        params = resolved(spec.train.checkpoint_every)
     prepared = prepare(spec, progress=progress)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
     prepared = replace(prepared, task=family.check(params, prepared.task, prepared.shards, team.workers))
     check_requirements(spec, prepared.task)
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
-    started = time.monotonic()
     made = Run.create(spec.store, spec.name)
     made.folder.write_bytes("spec.yaml", to_yaml(spec, reasons).encode())
-    checkpoints = made.folder / "checkpoints"
-    left = fit(
-        spec.model, spec.train, team, prepared.task, prepared.shards, folder=checkpoints, metrics=made.folder, progress=progress
+    begun = Begun(
+        prepared=prepared.path,
+        prepare={"reused": prepared.reused, "seconds": prepared.seconds},
+        team=asdict(team),
+        versions=versions(),
+        resumed=[],
     )
-    _write_artifact(made, spec, prepared, left)
-    checkpoints.delete()  # they are only there to go on from
-    seconds = {"prepare": prepared.seconds, "train": time.monotonic() - started}
-    return made, spec, _facts(spec, prepared, left, seconds), prepared.task
+    made.begin(begun)
+    return made, spec, prepared, begun
+
+
+def _family(spec: PipelineSpec) -> tuple[Any, Any, float]:
+    """The family, its parameters and the GPUs that it could use; `ClusterError` where the cluster cannot train with them."""
+    import ray
+
+    family = load(MODELS, spec.model.type, "model.type")
+    params = checked(family.Params, spec.model.params, ("model", "params"))
+    if not family.uses_gpu(params):
+        if spec.train.gpu is True:
+            raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
+        return family, params, 0
+    gpus = ray.cluster_resources().get("GPU", 0)
+    ask = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(_unavailable)
+    if problem := ray.get(ask.remote(family, params)):
+        raise ClusterError(problem)
+    return family, params, gpus
+
+
+def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, Prepared, Begun]:
+    """Check that an interrupted run finds what it had: the same rows, prepared data and slots."""
+    begun = made.begun()
+    folder = Folder.at(begun.prepared)
+    if not folder.exists(MANIFEST):
+        raise ArtifactError(f"the run {made.path} cannot go on: its prepared data is gone from {folder}; start it by its Spec")
+    before = folder.read_json(MANIFEST)["address"]["source"]
+    now = json.loads(to_json(Source.open(spec.data).fingerprint()))
+    if changed := Address({"source": now, "code": None}).differences({"source": before}):
+        raise DataError(f"data.source: {changed[0]} since the run {made.id} began, so it cannot go on; start it by its Spec")
+    family, params, _ = _family(spec)
+    team, free = Team(**begun.team), free_slots()
+    if team.workers * team.cpus > free:
+        raise ClusterError(
+            f"the run {made.id} goes on with {team.workers} workers of {team.cpus:g} slots each, and {free:g} slots are free; "
+            "wait, or join a Ray that has them with --address"
+        )
+    for name, version in versions().items():
+        if (old := begun.versions.get(name)) not in (version, None):
+            progress.note(f"the run began with {name} {old}, this is {version}: its bits may be others than without a break")
+    checkpoint = last_checkpoint(made.folder / "checkpoints")
+    step = (made.folder / "checkpoints" / checkpoint).read_json(STATE)["step"] if checkpoint else 0
+    progress.note(f"run {made.id} goes on from step {step}")
+    begun = replace(begun, resumed=[*begun.resumed, step])
+    made.begin(begun)
+    prepared = Prepared.open(folder, **begun.prepare)
+    task = family.check(params, prepared.task, prepared.shards, team.workers)  # with the loss, which prepared data has not
+    return made, spec, replace(prepared, task=task), begun
+
+
+@contextlib.contextmanager
+def _resumable(made: Run, command: str) -> Iterator[None]:
+    """Say of whatever ends the work in the middle how it goes on."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"what was trained up to the last checkpoint is kept; to go on: heliostat {command} --resume {made.path}")
+        raise
 
 
 def _unavailable(family: Any, params: Any) -> str | None:
@@ -153,6 +237,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "require": spec.evaluate.require,
         "steps": left.state["final"],
         "workers": left.workers,
+        "failures": left.failures,
     }
 
 

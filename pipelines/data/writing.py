@@ -67,12 +67,14 @@ class WriteShards:
     task: Task
     layout: PrepareSpec
     encodings: Encodings
+    fitted: bool
+    """Whether the preprocessor was fitted to these train rows."""
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[str, list[Placed]]:
         writers: dict[tuple[int, int], ShardWriter] = {}
         try:
             for block in blocks:
-                folds = block.places if self.preprocessor.cross_fitted else None
+                folds = block.places if self.fitted and self.preprocessor.cross_fitted else None
                 columns = [*self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target])]
                 places = block.split.astype(np.int16) * self._buckets + self._bucket(block)
                 order, ends = grouped(places, len(SPLITS) * self._buckets)

@@ -82,7 +82,7 @@ class LightGBM:
         """See `boosting_fit.py`: binned rows (by rows they are kept twice while small), scores and gradients, the row sample."""
         most = max([params.max_bin, *(params.max_bin_by_feature or {}).values()])
         binned = rows * features * (2 if most > 256 else 1)
-        return binned + rows * (12 + 20 * outputs) + SAMPLE_ROWS * features * 8
+        return binned + rows * (12 + 28 * outputs) + SAMPLE_ROWS * features * 8
 
     @property
     def rounds(self) -> int:

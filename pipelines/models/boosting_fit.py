@@ -1,17 +1,25 @@
 """How LightGBM is trained data-parallel over any number of workers, larger than memory.
 
 Every worker streams its row range into LightGBM's binned form, about one byte a value; no worker holds its raw rows. What each
-rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 20 x outputs) bytes, the reference sample and one row group.
+rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes, the reference sample and one row group.
 
 Bins are made on every rank from the same row sample before the network exists. Both obvious ways are silently wrong: a Dataset
 constructed before the Booster is binned from the rank's own rows, so the ranks grow different trees; one constructed by the
 Booster bins each feature from a single rank's rows.
+
+A fit is a chain of segments of `model.params.segment` rounds. Each is a Booster of its own on the same binned rows, seeded by
+(seed, segment) and started from the raw scores so far. Nothing but trees and scores goes from one to the next, so a fit that goes
+on from a checkpoint, which stands at the end of a segment, ends with the bits of one that was never disturbed, sampling or not.
+Dart, random forests and goss are one segment and start anew: dart changes earlier trees later on, a forest's trees start from no
+scores, and goss uses all rows in a segment's first rounds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import lightgbm as lgb
@@ -36,38 +44,91 @@ class Boosting:
     def __init__(self, params: LightGBMParams, task: Task, worker: Worker) -> None:
         self._params, self._task, self._worker = params, task, worker
         self._start = worker.start
+        self._rounds = params.rounds_of_segment(worker.checkpoint_every)
+        self._checkpoint = max(1, worker.checkpoint_every // self._rounds) * self._rounds
         self._metric = params.metric or task.loss_metric
         self._best_step: int | None = worker.start.state.get("best_step") if worker.start else None
         self._best: float | None = worker.start.state.get("best") if worker.start else None
 
+        self._text: str | None = None
+        """Of all trees so far, on rank 0."""
+        self._before = 0
+        """Rounds of an earlier run that this fit goes on from."""
+        if worker.start is not None:
+            assert isinstance(worker.start.model, LightGBM)
+            self._before = worker.start.state.get("before", worker.start.model.rounds)
+            self._text = worker.start.model.booster.model_to_string(num_iteration=-1) if worker.rank == 0 else None
+
     def run(self) -> None:
         worker, params = self._worker, self._params
-        train = self._dataset("train", self._reference())
-        valid = self._dataset("valid", train) if worker.total_rows("valid") else None
-        booster = lgb.Booster({**self._settings(), **worker.network}, train)
-        if valid is not None:
-            booster.add_valid(valid, "valid")
+        if worker.start is not None and "final" in worker.start.state:  # lost behind the last report
+            worker.report(worker.start.step, worker.start.model if worker.rank == 0 else None, worker.start.state)
+            return
+        reference = self._reference()
+        train = self._dataset("train", reference)
+        valid = self._dataset("valid", train) if worker.rows("valid") else None  # LightGBM refuses a Dataset without rows
         step = worker.start.step if worker.start else 0
         stop = self._stopped(step)
-        while step < params.rounds and not stop:
-            stop = booster.update()  # true when no leaf can be split any more; the same on every rank
-            step += 1
-            if step % params.eval_every == 0 or step == params.rounds or stop:
-                self._evaluate(booster, step, valid)
-                stop = stop or self._stopped(step)
-            if step % worker.checkpoint_every == 0 and step < params.rounds and not stop:
-                worker.report(step, self._model(booster, None) if worker.rank == 0 else None, self._state())
-        best = self._best_step if self._best_step is not None and params.early_stopping else step
-        worker.report(step, self._model(booster, best) if worker.rank == 0 else None, {**self._state(), "final": best})
-        booster.free_network()
+        booster: lgb.Booster | None = None
+        with connected(worker.network, self._settings(), reference) as network:
+            while step < params.rounds and not stop:
+                booster = booster or self._segment(step, network, train, valid)
+                stop = booster.update()  # true when no leaf can be split any more; the same on every rank
+                step += 1
+                if step % params.eval_every == 0 or step == params.rounds or stop:
+                    self._evaluate(booster, step, valid)
+                    stop = stop or self._stopped(step)
+                if step % self._rounds == 0 and step < params.rounds and not stop:
+                    self._text, scores = self._joined(booster), self._scores(booster, train, valid)  # which ends its objective
+                    booster = None  # before the scores go into the Datasets: one copy less at the peak
+                    while scores:
+                        dataset, raw = scores.pop()
+                        dataset.set_field("init_score", raw)
+                    if step % self._checkpoint == 0:
+                        worker.report(step, self._model(None) if worker.rank == 0 else None, self._state())
+            if booster is not None:
+                self._text = self._joined(booster)
+            best = self._best_step if self._best_step is not None and params.early_stopping else step
+            worker.report(step, self._model(best) if worker.rank == 0 else None, {**self._state(), "final": best})
+
+    def _segment(self, step: int, network: dict[str, Any], train: lgb.Dataset, valid: lgb.Dataset | None) -> lgb.Booster:
+        """The Booster of the segment that begins behind round `step`; the Datasets have the scores that it starts from."""
+        settings = {**self._settings(step // self._rounds), **network}
+        if step > 0 or self._start is not None:
+            settings["boost_from_average"] = False  # the start value is in the first tree of all, the same on every rank
+        booster = lgb.Booster(settings, train)
+        if valid is not None:
+            booster.add_valid(valid, "valid")
+        return booster
+
+    def _scores(self, booster: lgb.Booster, train: lgb.Dataset, valid: lgb.Dataset | None) -> list[tuple[lgb.Dataset, Matrix]]:
+        """The raw scores so far of each Dataset, for the next segment to start from; this one's Booster is then done with.
+
+        LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in
+        the same order: a resume that predicts has the same bits.
+        """
+        found: list[tuple[lgb.Dataset, Matrix]] = []
+
+        def keep(scores: Matrix, dataset: lgb.Dataset) -> list[tuple[str, float, bool]]:
+            found.append((dataset, scores.ravel(order="F")))
+            return []
+
+        train.set_field("init_score", None)
+        booster.reset_parameter({"objective": "none"})  # scores are now handed out raw
+        booster.eval_train(feval=keep)
+        if valid is not None:
+            valid.set_field("init_score", None)
+            booster._Booster__is_predicted_cur_iter[1] = False  # type: ignore[attr-defined]  # else those of the last look
+            booster.eval_valid(feval=keep)
+        return found
 
     @property
     def _bins(self) -> int:
         """Bytes of a rank's binned rows."""
         return self._worker.total_rows("train") // self._worker.size * len(self._worker.columns)
 
-    def _settings(self) -> dict[str, Any]:
-        settings = self._params.settings(self._task, self._worker.columns, self._start.step if self._start else 0)
+    def _settings(self, segment: int = 0) -> dict[str, Any]:
+        settings = self._params.settings(self._task, self._worker.columns, segment)
         return settings | {
             "metric": "none",
             "tree_learner": "data" if self._worker.size > 1 else "serial",
@@ -104,15 +165,16 @@ class Boosting:
             assert isinstance(self._start.model, LightGBM)
             scores = [self._start.model.raw(matrix) for matrix, _ in self._worker.batches(split)]
             if scores:
-                dataset.set_init_score(np.concatenate(scores).ravel(order="F"))
+                dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
         return dataset
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
-        if valid is None:
+        if not self._worker.total_rows("valid"):
             self._worker.log(step, {}, total=self._params.rounds)
             return
-        metrics = Metrics(self._task)
-        booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
+        metrics = Metrics(self._task)  # of a rank without a valid row: nothing, and the others wait for it
+        if valid is not None:
+            booster.eval_valid(feval=lambda scores, data: self._add(metrics, scores, data))
         result = Metrics.merge(self._task, self._worker.gather(f"valid-{step}", metrics.state())).result()
         self._worker.log(step, {"valid": result}, total=self._params.rounds)
         value = result[self._metric]
@@ -139,16 +201,45 @@ class Boosting:
         return patience is not None and self._best_step is not None and step - self._best_step >= patience
 
     def _state(self) -> dict[str, Any]:
-        return {"best": self._best, "best_step": self._best_step}
+        return {"best": self._best, "best_step": self._best_step, "before": self._before}
 
-    def _model(self, booster: lgb.Booster, rounds: int | None) -> LightGBM:
-        """The trees so far, those of the model that was started from first; cut after `rounds` rounds."""
+    def _joined(self, booster: lgb.Booster) -> str | None:
+        """The text of all trees so far, on rank 0: what was there before, then this segment's."""
+        if self._worker.rank > 0:
+            return None
         text = booster.model_to_string(num_iteration=-1)
-        if self._start is not None:
-            assert isinstance(self._start.model, LightGBM)
-            text = join(self._start.model.booster.model_to_string(num_iteration=-1), text)
-        model = LightGBM.of_text(text)
-        return model if rounds is None else LightGBM.of_text(model.booster.model_to_string(num_iteration=rounds))
+        return text if self._text is None else join(self._text, text)
+
+    def _model(self, rounds: int | None) -> LightGBM:
+        """The trees so far, on rank 0; cut after `rounds` rounds of this fit."""
+        assert self._text is not None
+        model = LightGBM.of_text(self._text)
+        if rounds is None or self._before + rounds >= model.rounds:
+            return model
+        return LightGBM.of_text(model.booster.model_to_string(num_iteration=self._before + rounds))
+
+
+@contextlib.contextmanager
+def connected(network: dict[str, Any], settings: dict[str, Any], reference: lgb.Dataset) -> Iterator[dict[str, Any]]:
+    """Connect the ranks for the whole fit and yield what a Booster must be told of it.
+
+    A Booster that connects them itself would also part them when it is freed, and every segment has its own.
+    """
+    if not network:
+        yield {}
+        return
+    least = {"objective": "none", "boosting": "gbdt", "tree_learner": "serial", "device_type": "cpu", "num_leaves": 2}
+    holder = lgb.Booster({**settings, **least}, reference)
+    holder.set_network(
+        machines=network["machines"],
+        local_listen_port=network["local_listen_port"],
+        listen_time_out=network.get("time_out", 120),
+        num_machines=network["num_machines"],
+    )
+    try:
+        yield {"num_machines": network["num_machines"]}
+    finally:
+        holder.free_network()
 
 
 class Rows(lgb.Sequence):

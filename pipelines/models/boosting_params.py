@@ -7,10 +7,11 @@ imported here: a Spec is checked without it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -41,10 +42,10 @@ class LightGBMParams(Frozen):
       the same. On several workers LightGBM sets the leaves of `l1`, `quantile` and `mape` to the mean of what each worker's rows
       alone would give: exact on one worker, close on workers with like rows. Rows sorted by the target are refused.
     - **dart** rescales earlier trees in later rounds. The best of its rounds cannot be cut out afterwards, so there is no early
-      stopping, and a fit that goes on from a checkpoint leaves the trees before it as they are: its model differs from that of
-      an undisturbed one.
+      stopping, and a fit is one segment: what is killed starts anew.
     - **rf** averages its trees, all grown from the same start: `learning_rate` is of no account, early stopping keeps the average
-      of the best number of trees, and a fit that goes on from a checkpoint adds trees from other seeds.
+      of the best number of trees, and a fit is one segment: what is killed starts anew.
+    - **goss** uses all rows in the first 1 / learning_rate rounds of each segment, so by default a fit is one segment too.
     - **By column**: `monotone_constraints`, `interaction_constraints`, `feature_contri` and `max_bin_by_feature` name columns of
       the data (or derived ones), not features.
     - **Constraints**: on several workers and with `feature_fraction_bynode` LightGBM falls back from `intermediate` and
@@ -61,6 +62,9 @@ class LightGBMParams(Frozen):
 
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Trees at most (per class)."""
+    segment: Annotated[int, Field(ge=1)] | None = None
+    """A fit is a chain of Boosters of so many rounds, each seeded anew and started from the scores so far; checkpoints stand at
+    their ends. null: 50, or train.checkpoint_every where that is less; with dart, rf and goss all rounds."""
     early_stopping: Annotated[int, Field(ge=1)] | None = 50
     """Stop after this many rounds without a better `metric` on the valid split; null: never, as always with dart."""
     metric: str | None = None
@@ -269,15 +273,34 @@ class LightGBMParams(Frozen):
             )
         return task
 
-    def settings(self, task: Task, features: Sequence[Feature], step: int = 0) -> dict[str, Any]:
-        """What LightGBM is told of the model, in its own words; a fit that goes on from `step` grows other random trees."""
+    def resolved(self, checkpoint_every: int) -> Self:
+        """With the length of its segments as a number; raises `SpecError` where checkpoints could not come as asked."""
+        if self.segment is not None and self.segment > checkpoint_every:
+            raise SpecError(
+                f"model.params.segment: {self.segment} rounds are more than train.checkpoint_every ({checkpoint_every}), and "
+                "checkpoints stand at the ends of segments; lower the one or raise the other"
+            )
+        if self.segment is not None or self._whole:
+            return self
+        return type(self).model_validate({**self.model_dump(), "segment": self.rounds_of_segment(checkpoint_every)})
+
+    def rounds_of_segment(self, checkpoint_every: int) -> int:
+        """Rounds of each segment but the last."""
+        return self.segment or (self.rounds if self._whole else min(SEGMENT, checkpoint_every))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a fit is one segment, for its rounds depend on more than the scores so far."""
+        return self.boosting != "gbdt" or self.data_sample_strategy == "goss"
+
+    def settings(self, task: Task, features: Sequence[Feature], segment: int = 0) -> dict[str, Any]:
+        """What LightGBM is told of the model, in its own words; each segment has seeds of its own."""
         own = self.model_dump(exclude={*OURS, *BY_COLUMN}, exclude_none=True) | by_feature(self, features)
         if task.type != "binary":
             del own["scale_pos_weight"], own["is_unbalance"]
         if task.type == "multiclass":
             own["num_class"] = task.outputs
-        if self.boosting == "rf":  # every tree starts from the same scores: with the same seeds it would be the same tree
-            own |= {name: own[name] + step for name in SEEDS if name in own}
+        own |= {name: segment_seed(own[name], segment) for name in SEEDS if name in own}
         default = "l2" if task.type == "regression" else task.type
         objective = self.objective or default
         return own | {"objective": {"l2": "regression", "l1": "regression_l1"}.get(objective, objective)}
@@ -315,11 +338,19 @@ def _check_alike(what: str, samples: list[np.ndarray[Any, np.dtype[np.float64]]]
         )
 
 
+def segment_seed(seed: int, segment: int) -> int:
+    """The seed of a segment: the first has the fit's own, so a fit of one segment is that of plain LightGBM."""
+    if segment == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{segment}".encode(), digest_size=4).digest(), "big") >> 1
+
+
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-OURS: Final = {"rounds", "early_stopping", "metric", "eval_every", "max_category"}
+SEGMENT: Final = 50
+OURS: Final = {"rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}
 """Parameters that are not LightGBM's."""
 BINARY: Final = ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance", "scale_pos_weight")
 SEEDS: Final = ("seed", "bagging_seed", "feature_fraction_seed", "extra_seed")
@@ -338,6 +369,7 @@ BELONGS: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
     "tweedie_variance_power": ("objective", ("tweedie",)),
     "poisson_max_delta_step": ("objective", ("poisson",)),
     "reg_sqrt": ("objective", ("l2",)),
+    "segment": ("boosting", ("gbdt",)),
     "drop_rate": ("boosting", ("dart",)),
     "max_drop": ("boosting", ("dart",)),
     "skip_drop": ("boosting", ("dart",)),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from pipelines.data.prepared import Range, Shards
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
+from pipelines.training.lost import kernel_oom_kills
+from pipelines.training.network import lightgbm_network
 
 if TYPE_CHECKING:
     from pipelines.models.model import Model
@@ -30,13 +32,13 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fit goes on from: a checkpoint of this fit."""
+    """Where a fit goes on from: a checkpoint of this fit, or the model of an earlier run."""
 
     model: Model
     step: int
-    """Rounds or steps that the model has seen."""
+    """Rounds or steps of this fit that the model has seen: none where it is an earlier run's."""
     state: dict[str, Any]
-    """What the family gave to `report` besides the model."""
+    """What the family gave to `report` besides the model; empty where it is an earlier run's."""
 
 
 @dataclass
@@ -49,17 +51,30 @@ class Worker:
     checkpoint_every: int
     """Rounds or steps between reports that carry a model."""
     shards: Shards
-    network: dict[str, Any]
-    """How the ranks reach each other, in the words of the family's library; empty for a single rank."""
     start: Start | None
     """None at the beginning."""
     rendezvous: Any
     attempt: str
+    connect: Callable[[Worker], dict[str, Any]] | None = None
+    """How the family's library is told where the ranks are; None for one that needs no network of its own."""
+    networks: int = 0
+    """How many networks were made so far."""
+    logged: list[dict[str, Any]] = field(default_factory=list)
+    """What rank 0 has told the driver since the fit began. Checkpoints keep it: a driver that dies has not heard all."""
 
     @property
     def columns(self) -> list[Feature]:
         """The columns of the matrix: name, kind, cardinality."""
         return self.shards.features
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Make a new network of the ranks and return it in the words of the family's library; empty for a single rank.
+
+        Each rank asks for it at the same point, as late as it can: its ports are free now, and other processes want ports too.
+        """
+        self.networks += 1
+        return self.connect(self) if self.connect is not None and self.size > 1 else {}
 
     def ranges(self, split: str) -> list[Range]:
         """The row ranges of this rank; together the ranks have every row once."""
@@ -90,7 +105,8 @@ class Worker:
     def log(self, step: int, metrics: dict[str, dict[str, float | None]], *, total: int) -> None:
         """Tell the driver how it goes: `metrics` by split. Cheap and not a barrier; only rank 0 is heard."""
         if self.rank == 0:
-            self.rendezvous.report.remote({"step": step, "total": total, "metrics": metrics})
+            self.logged.append({"step": step, "total": total, "metrics": metrics})
+            self.rendezvous.report.remote(self.logged[-1])
 
     def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
@@ -106,7 +122,7 @@ class Worker:
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
-            (folder / STATE).write_text(to_json({"step": step, "files": files, **state}))
+            (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -123,6 +139,8 @@ class Job:
     checkpoints: Folder
     """Where Ray Train puts what is reported, a folder each."""
     rendezvous: Any
+    parent: Folder | None = None
+    """The model to go on from where there is no checkpoint."""
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -147,11 +165,15 @@ def train_loop(config: dict[str, Job]) -> None:
         threads=min(job.threads, max(1, _cores() // context.get_local_world_size())),
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
-        network=NETWORKS[family.trainer]() if size > 1 else {},
-        start=_start(family, job.checkpoints / checkpoint) if checkpoint else None,
+        connect=NETWORKS[family.trainer],
+        start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
     )
+    if rank == 0 and worker.start is not None:
+        worker.logged += worker.start.state.get("logged", [])
+        for entry in worker.logged:
+            job.rendezvous.report.remote(entry)
     job.rendezvous.report.remote(
         {
             "worker": {
@@ -162,7 +184,8 @@ def train_loop(config: dict[str, Job]) -> None:
                 "threads": worker.threads,
                 "rows": worker.rows("train"),
                 "from_step": worker.start.step if worker.start else 0,
-            }
+            },
+            "oom_kills": kernel_oom_kills(),
         }
     )
     family.fit(family.Params.model_validate(job.params), job.task, worker)
@@ -179,13 +202,7 @@ def _cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16, int(get_num_cpus())))
 
 
-def _lightgbm_network() -> dict[str, Any]:
-    import ray.train.lightgbm
-
-    return dict(ray.train.lightgbm.get_network_params())
-
-
-NETWORKS = {"lightgbm": _lightgbm_network}
+NETWORKS = {"lightgbm": lightgbm_network}
 
 
 def last_checkpoint(folder: Folder) -> str | None:
@@ -196,11 +213,11 @@ def last_checkpoint(folder: Folder) -> str | None:
     sizes = {name: info.size for name, info in folder.infos()}
     states = {name: _state(folder / name) for name in (file.rpartition("/")[0] for file in sizes if file.endswith(f"/{STATE}"))}
     found = [
-        (state["step"], name)
+        (state["step"], "final" in state, name)
         for name, state in states.items()
         if state and all(sizes.get(f"{name}/{file}") == size for file, size in state["files"].items())
     ]
-    return max(found)[1] if found else None
+    return max(found)[2] if found else None
 
 
 def _state(checkpoint: Folder) -> dict[str, Any]:
@@ -210,6 +227,14 @@ def _state(checkpoint: Folder) -> dict[str, Any]:
     except ValueError:
         return {}
     return state
+
+
+def _parent(family: Any, model: Folder | None) -> Start | None:
+    if model is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        model.fetch(Path(path))
+        return Start(family.load(Path(path)), 0, {})
 
 
 def _start(family: Any, checkpoint: Folder) -> Start:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -261,53 +257,6 @@ def test_the_same_spec_twice_gives_the_same_bits(made: Any, tmp_path: Path) -> N
     again = train(spec.model_copy(update={"store": str(tmp_path)}), free_slots=slots)
     one, two = (json.loads((Path(r.path) / "artifact/manifest.json").read_text())["files"] for r in (done, again))
     assert one == two
-
-
-def test_a_killed_worker_is_replaced_from_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
-    spec = spec_of(
-        data,
-        tmp_path,
-        model={"params": {"rounds": 400, "num_leaves": 15, "early_stopping": None}},
-        train={"workers": 2, "checkpoint_every": 25},
-    )
-    killed: list[int] = []
-    waiting = threading.Event()
-
-    def kill() -> None:
-        # The run's metrics.jsonl tells the round, and its record is not there yet: ask the workers' own children list.
-        while not waiting.is_set():
-            lines = [line for path in tmp_path.glob("people/*/metrics.jsonl") for line in path.read_text().splitlines()]
-            steps = [json.loads(line)["step"] for line in lines]
-            if steps and max(steps) >= 60:
-                killed.append(_a_train_worker())
-                os.kill(killed[0], signal.SIGKILL)
-                return
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    try:
-        done = train(spec, free_slots=slots)
-    finally:
-        waiting.set()
-        killer.join()
-    workers = done.record["workers"]
-    assert killed and len(workers) == 4 and killed[0] in {worker["pid"] for worker in workers[:2]}
-    assert {worker["from_step"] for worker in workers[:2]} == {0}
-    [again_from] = {worker["from_step"] for worker in workers[2:]}
-    assert again_from in range(50, 400, 25)
-    booster = lgb.Booster(model_file=str(Path(done.path) / "artifact/model/model.txt"))
-    assert booster.current_iteration() == 400 == done.record["steps"]
-
-
-def _a_train_worker() -> int:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"RayTrainWorker" in path.read_bytes():
-                return int(path.parent.name)
-        except OSError:
-            continue
-    raise AssertionError("no process of a train worker was found")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import log_loss
 
 from pipelines.data.prepared import Shard, Shards, to_table
+from pipelines.errors import SpecError
 from pipelines.features.transform import Feature
 from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting_fit import join
@@ -45,14 +47,22 @@ def table(rows: int, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
     return columns, y
 
 
-def worker(folder: Path, start: Start | None = None, rows: int = 4000) -> Recording:
+def saved(folder: Path, model: LightGBM) -> bytes:
+    folder.mkdir()
+    model.save(folder)
+    return (folder / "model.txt").read_bytes()
+
+
+def worker(folder: Path, start: Start | None = None, rows: int = 4000, task: Task = BINARY) -> Recording:
     (folder / "train").mkdir(parents=True, exist_ok=True)
     (folder / "valid").mkdir(exist_ok=True)
     columns, y = table(rows)
+    y = y + (columns[2] > 0) if task.type == "multiclass" else y
     cut = rows // 3
     for name, part in (("a", slice(0, cut)), ("b", slice(cut, rows))):
         pq.write_table(to_table([*(c[part] for c in columns), y[part]]), folder / "train" / f"{name}.parquet", row_group_size=500)
     valid, valid_y = table(1000, seed=1)
+    valid_y = valid_y + (valid[2] > 0) if task.type == "multiclass" else valid_y
     pq.write_table(to_table([*valid, valid_y]), folder / "valid" / "a.parquet")
     pq.write_table(to_table([*columns, y]), folder / "sample.parquet")
     features = [
@@ -66,9 +76,7 @@ def worker(folder: Path, start: Start | None = None, rows: int = 4000) -> Record
         "test": [],
     }
     shards = Shards(Folder.at(str(folder)), features, splits)
-    return Recording(
-        rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, network={}, start=start, rendezvous=None, attempt="a"
-    )
+    return Recording(rank=0, size=1, threads=1, checkpoint_every=10, shards=shards, start=start, rendezvous=None, attempt="a")
 
 
 def test_streamed_rows_give_the_model_of_plain_lightgbm(tmp_path: Path) -> None:
@@ -112,19 +120,81 @@ def test_the_logged_metric_is_the_models(tmp_path: Path) -> None:
     assert run.logged[-1][1]["valid"]["logloss"] == pytest.approx(loss, abs=1e-12)
 
 
-def test_a_resumed_fit_has_all_rounds_and_predicts_as_well(tmp_path: Path) -> None:
-    whole = worker(tmp_path)
-    LightGBM.fit(Params(rounds=40, early_stopping=None), BINARY, whole)
-    step, model, state = whole.kept[1]
-    assert step == 20
-    model.save(tmp_path)
-    resumed = worker(tmp_path, Start(LightGBM.load(tmp_path), step, state))
-    LightGBM.fit(Params(rounds=40, early_stopping=None), BINARY, resumed)
-    columns, _ = table(4000)
-    matrix = np.column_stack(columns)
-    one, two = whole.kept[-1][1], resumed.kept[-1][1]
-    assert one.rounds == two.rounds == 40 and [kept[0] for kept in resumed.kept] == [30, 40]
-    assert np.allclose(one.predict(matrix), two.predict(matrix), atol=1e-6)
+THREE = Task(type="multiclass", target="y", target_type="int64", classes=[0, 1, 2])
+NUMBER = Task(type="regression", target="y", target_type="float64")
+SAMPLING = {"bagging_fraction": 0.5, "bagging_freq": 1, "feature_fraction": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("task", "params"),
+    [
+        (BINARY, {}),
+        (BINARY, {**SAMPLING, "feature_fraction_bynode": 0.7, "extra_trees": True}),
+        (BINARY, {"bagging_fraction": 0.7, "bagging_freq": 3, "segment": 5, "eval_every": 4}),
+        (BINARY, {**SAMPLING, "early_stopping": 20, "learning_rate": 0.4}),
+        (THREE, SAMPLING),
+        (NUMBER, SAMPLING),
+    ],
+    ids=["plain", "sampling", "short segments", "early stopping", "multiclass", "regression"],
+)
+def test_a_fit_that_goes_on_from_any_checkpoint_ends_with_the_bits_of_one_never_killed(
+    tmp_path: Path, task: Task, params: dict[str, Any]
+) -> None:
+    settings = Params.model_validate({"rounds": 45, "early_stopping": None, "num_leaves": 15, **params})
+    whole = worker(tmp_path, rows=2000, task=task)
+    LightGBM.fit(settings, task, whole)
+    assert [step for step, _, _ in whole.kept[:2]] == [10, 20] and "final" in whole.kept[-1][2]
+    final = saved(tmp_path / "whole", whole.kept[-1][1])
+
+    for step, model, state in whole.kept:
+        saved(tmp_path / str(step), model)
+        resumed = worker(tmp_path, Start(LightGBM.load(tmp_path / str(step)), step, state), 2000, task)
+        LightGBM.fit(settings, task, resumed)
+        assert saved(tmp_path / f"{step}-resumed", resumed.kept[-1][1]) == final
+        assert resumed.kept[-1][0] == whole.kept[-1][0] and resumed.kept[-1][2] == whole.kept[-1][2]
+        assert resumed.logged == [entry for entry in whole.logged if entry[0] > step]
+
+
+def test_an_earlier_model_is_continued_and_its_continuation_can_be_resumed(tmp_path: Path) -> None:
+    parent = worker(tmp_path)
+    LightGBM.fit(Params(rounds=20, early_stopping=None, num_leaves=7), BINARY, parent)
+    [first] = [model for _, model, state in parent.kept if "final" in state]
+    settings = Params.model_validate({"rounds": 100, "early_stopping": 15, "num_leaves": 15, "learning_rate": 0.3, **SAMPLING})
+
+    whole = worker(tmp_path, Start(first, 0, {}))
+    LightGBM.fit(settings, BINARY, whole)
+
+    step, model, state = whole.kept[-1]
+    assert state["final"] + 15 == step < 100 and model.rounds == 20 + state["final"]
+    trees = [tree["tree_structure"] for tree in model.booster.dump_model()["tree_info"]]
+    assert trees[:20] == [tree["tree_structure"] for tree in first.booster.dump_model()["tree_info"]]
+    columns, y = table(1000, seed=1)
+    loss, before = (log_loss(y, 1 / (1 + np.exp(-each.predict(np.column_stack(columns))))) for each in (model, first))
+    assert loss < before and state["best"] == pytest.approx(loss, abs=1e-9)
+
+    step, model, state = whole.kept[0]
+    resumed = worker(tmp_path, Start(model, step, state))
+    LightGBM.fit(settings, BINARY, resumed)
+    assert saved(tmp_path / "resumed", resumed.kept[-1][1]) == saved(tmp_path / "whole", whole.kept[-1][1])
+
+
+def test_every_segment_draws_its_own_samples(tmp_path: Path) -> None:
+    def trees(segment: int) -> list[Any]:
+        run = worker(tmp_path)
+        LightGBM.fit(Params.model_validate({"rounds": 20, "early_stopping": None, "segment": segment, **SAMPLING}), BINARY, run)
+        return [tree["tree_structure"] for tree in run.kept[-1][1].booster.dump_model()["tree_info"]]
+
+    ten, five = trees(10), trees(5)
+    assert ten[:5] == five[:5] and ten[5:10] != five[5:10]
+    counts = [tree["internal_count"] for tree in five]
+    assert len(set(counts)) > 10, "each tree has a sample of its own"
+
+
+def test_segments_are_as_long_as_checkpoints_are_apart_or_shorter() -> None:
+    assert [Params().resolved(every).segment for every in (10, 50, 400)] == [10, 50, 50]
+    assert Params(segment=30).resolved(100).segment == 30
+    with pytest.raises(SpecError, match=r"model.params.segment: 30 rounds are more than train.checkpoint_every \(20\)"):
+        Params(segment=30).resolved(20)
 
 
 def test_joined_models_add_up(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipelines.errors import DataError, SpecError
 from pipelines.explain import checked
 from pipelines.features.transform import Feature
 from pipelines.models.boosting_names import ANSWERS, CALLED
-from pipelines.models.boosting_params import OURS, LightGBMParams
+from pipelines.models.boosting_params import OURS, SEEDS, LightGBMParams
 from pipelines.tasks import Loss, Task
 
 BINARY = Task(type="binary", target="y", target_type="bool", classes=[False, True])
@@ -75,7 +75,7 @@ def test_every_answer_is_about_a_name_of_lightgbm() -> None:
 
     assert {*CALLED, *ANSWERS} <= known
     assert not {*CALLED, *ANSWERS} & LightGBMParams.model_fields.keys()
-    assert set(LightGBMParams.model_fields) - known == {"rounds", "eval_every", "max_category"}
+    assert set(LightGBMParams.model_fields) - known == {"rounds", "segment", "eval_every", "max_category"}
 
 
 def test_a_typo_gets_the_nearest_name() -> None:
@@ -212,8 +212,18 @@ def test_lists_by_column() -> None:
     assert found["max_bin_by_feature"] == [63, 63, 15, 63]
 
 
-def test_a_resumed_forest_grows_other_trees() -> None:
-    forest = params(boosting="rf", feature_fraction=0.5, feature_fraction_seed=3, seed=1)
-    assert [forest.settings(VALUE, [], step)["seed"] for step in (0, 10)] == [1, 11]
-    assert forest.settings(VALUE, [], 10)["feature_fraction_seed"] == 13
-    assert params().settings(VALUE, [], 10)["seed"] == 7
+def test_each_segment_has_seeds_of_its_own() -> None:
+    sampled = params(bagging_freq=1, bagging_fraction=0.5, bagging_seed=3, extra_trees=True, extra_seed=3, seed=1)
+    seeds = [
+        [sampled.settings(VALUE, [], segment)[name] for name in SEEDS if name != "feature_fraction_seed"] for segment in (0, 1)
+    ]
+    assert seeds[0] == [1, 3, 3] and not set(seeds[0]) & set(seeds[1])
+    assert "feature_fraction_seed" not in sampled.settings(VALUE, [], 1)
+
+
+def test_what_cannot_be_cut_is_one_segment() -> None:
+    for given in ({"boosting": "dart"}, {"boosting": "rf", "feature_fraction": 0.5}, {"data_sample_strategy": "goss"}):
+        whole = params(rounds=300, **given)
+        assert whole.resolved(20) == whole and whole.rounds_of_segment(20) == 300
+    assert params(data_sample_strategy="goss", segment=20).resolved(50).rounds_of_segment(50) == 20
+    assert "segment goes with boosting: gbdt, but boosting is dart" in refusal(boosting="dart", segment=10)

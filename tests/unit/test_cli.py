@@ -127,7 +127,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = heliostat("run", "churn.yaml", folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "churn.yaml: model.tpye is unknown; did you mean 'type'? (known: params, type)\n"
+    assert done.stderr == "churn.yaml: model.tpye is unknown; did you mean 'type'? (known: from, params, type)\n"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_users_error_survives_the_trip_between_processes() -> None:
 
 
 def test_json_is_the_only_thing_on_stdout(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    def talkative(spec: PipelineSpec, *, progress: Any, free_slots: Any) -> Run:
+    def talkative(spec: PipelineSpec, *, progress: Any, **_: Any) -> Run:
         print("printed by a library")
         os.write(1, b"written by C\n")
         with progress.stage("prepare", total=10) as stage:
@@ -418,3 +418,19 @@ def test_an_interrupt_that_python_drops_comes_again() -> None:
 
     with pytest.raises(KeyboardInterrupt), interrupts_kept():
         unlucky()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], "no Spec was given; name at least one YAML file, or an interrupted run with --resume RUN"),
+        (["train", "flights.yaml", "--resume", "x"], "--resume goes on with the run's own Spec; leave out SPEC and --set"),
+        (["run", "--resume", "x", "--set", "name=y"], "--resume goes on with the run's own Spec; leave out SPEC and --set"),
+        (["run", "--resume", "gone/x"], "the run {folder}/gone/x does not exist; start it by its Spec"),
+    ],
+)
+def test_resume_goes_on_with_a_run_and_nothing_else(call: Callable[..., Ended], words: list[str], line: str) -> None:
+    ended = call(*words)
+
+    assert ended.code == 2
+    assert ended.err.strip() == line.format(folder=Path.cwd())

@@ -23,7 +23,7 @@ LAYERS = [
     *["errors", "progress", "registry", "spec", "explain", "notation"],  # words
     *["storage", "parsing", "schema", "expressions", "tasks", "metrics"],  # facts about data
     *["features", "models", "attribution", "contract", "artifact"],  # what predicts
-    *["runs", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
+    *["runs", "parent", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
     *["training", "design"],
     *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs
 ]

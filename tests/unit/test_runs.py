@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.errors import ArtifactError
-from pipelines.runs import Run, RunStore
+from pipelines.runs import Begun, Run, RunStore
 from pipelines.storage import Folder
 
 
@@ -60,3 +61,43 @@ def test_a_reference_that_leads_nowhere_is_one_sentence(tmp_path: Path, referenc
     made(tmp_path, "20260101-000000-aaaa", valid={"auc": 0.8})
     with pytest.raises(ArtifactError, match=message):
         RunStore.at(str(tmp_path)).find(reference)
+
+
+def begun(store: Path, id: str, **driver: Any) -> Path:
+    run = Run(Folder.at(str(store / "flights" / id)), {})
+    run.begin(Begun(prepared="somewhere", prepare={}, team={}, versions={}, resumed=[]))
+    if driver:
+        found = run.folder.read_json("begun.json")
+        run.folder.write_json("begun.json", {**found, "driver": {**found["driver"], **driver}})
+    return store / "flights" / id
+
+
+def test_an_interrupted_run_is_found_by_id_path_and_name(tmp_path: Path) -> None:
+    first, last = (begun(tmp_path, id, pid=0) for id in ("20260101-000000-aaaa", "20260102-000000-bbbb"))
+    store = RunStore.at(str(tmp_path))
+
+    assert store.interrupted(first.name).path == store.interrupted(str(first)).path == str(first)
+    assert store.interrupted("flights@latest").path == str(last)
+    assert store.interrupted(first.name).begun().prepared == "somewhere"
+
+
+def test_what_cannot_go_on_is_told_why(tmp_path: Path) -> None:
+    place = begun(tmp_path, "20260101-000000-aaaa")
+    (tmp_path / "flights/20260102-000000-bbbb").mkdir()
+    (tmp_path / "flights/20260102-000000-bbbb/spec.yaml").write_text("")
+    store = RunStore.at(str(tmp_path))
+
+    with pytest.raises(ArtifactError, match=f"is not interrupted: process {os.getpid()} works on it"):
+        store.interrupted(place.name).begun()
+    with pytest.raises(ArtifactError, match="did not come to its training; start it by its Spec"):
+        store.interrupted("20260102-000000-bbbb")
+    with pytest.raises(ArtifactError, match="there is no run '20260101-000000-aaab' in .*; did you mean '20260101-000000-aaaa'"):
+        store.interrupted("20260101-000000-aaab")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        store.interrupted(str(tmp_path / "flights/nothing"))
+    with pytest.raises(ArtifactError, match="no run of 'fligths' .* was interrupted"):
+        store.interrupted("fligths@latest")
+    store.interrupted(place.name).complete()
+    with pytest.raises(ArtifactError, match="is complete: there is nothing to go on with"):
+        store.interrupted(place.name)
+    assert sorted(file.name for file in place.iterdir()) == ["run.json"]
