@@ -37,6 +37,17 @@ class Shard(NamedTuple):
     rows: int
 
 
+class Batch(NamedTuple):
+    """Some rows of a split, as numbers."""
+
+    matrix: np.ndarray[Any, np.dtype[np.float64]]
+    """(rows, features)."""
+    target: np.ndarray[Any, np.dtype[np.float64]]
+    """(rows,)."""
+    weight: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    """(rows,): how much each row counts; None: all the same."""
+
+
 class Range(NamedTuple):
     """Rows `start` to `stop` (exclusive) of one shard."""
 
@@ -69,11 +80,11 @@ class Shards:
             position += shard.rows
         return ranges
 
-    def read(self, range: Range) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]]:
-        """Yield (matrix (rows, features), target (rows,)) in row order, at most a row group at a time."""
+    def read(self, range: Range) -> Iterator[Batch]:
+        """Yield the rows in their order, at most a row group at a time."""
         with pq.ParquetFile(f"{self.folder.path}/{range.file}", filesystem=self.folder.filesystem) as file:
             for group, start, stop in _groups(file, range):
-                yield to_matrix(file.read_row_group(group, use_threads=False).slice(start, stop - start))
+                yield to_batch(file.read_row_group(group, use_threads=False).slice(start, stop - start))
 
     def target_sample(self, split: str, rank: int, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Targets of a rank's rows, sorted: of a few row groups all over its part of the split."""
@@ -100,7 +111,7 @@ class Shards:
     def sample(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The matrix of the row sample: at most 200,000 rows of the train split."""
         table = pq.read_table(f"{self.folder.path}/sample.parquet", filesystem=self.folder.filesystem)
-        return to_matrix(table)[0]
+        return to_batch(table).matrix
 
 
 range_of = range  # `range` is a word of this module
@@ -122,13 +133,13 @@ def spread(number: int, most: int) -> list[int]:
     return list(range_of(number)) if number <= most else [i * number // most for i in range_of(most)]
 
 
-def to_matrix(table: pa.Table) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Split a shard's table into matrix and target."""
+def to_batch(table: pa.Table) -> Batch:
+    """A shard's table as numbers."""
     columns = [table.column(i).to_numpy() for i in range_of(table.num_columns)]
     matrix = np.empty((table.num_rows, table.num_columns - 1), np.float64)
     for i, column in enumerate(columns[:-1]):
         matrix[:, i] = column
-    return matrix, columns[-1]
+    return Batch(matrix, columns[-1])
 
 
 def to_table(columns: list[np.ndarray[Any, np.dtype[np.float64]]]) -> pa.Table:

@@ -163,7 +163,7 @@ class Boosting:
         dataset.set_label(np.concatenate(rows.targets) if rows.targets else np.array([]))
         if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
-            scores = [self._start.model.raw(matrix) for matrix, _ in self._worker.batches(split)]
+            scores = [self._start.model.raw(batch.matrix) for batch in self._worker.batches(split)]
             if scores:
                 dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
         return dataset
@@ -261,9 +261,9 @@ class Rows(lgb.Sequence):
         assert isinstance(index, slice) and index.start == self._position, "rows are streamed, so only the next ones can be had"
         wanted = index.stop - index.start
         while sum(len(matrix) for matrix in self._waiting) < wanted:
-            matrix, target = next(self._batches)
-            self._waiting.append(matrix)
-            self.targets.append(target)
+            batch = next(self._batches)
+            self._waiting.append(batch.matrix)
+            self.targets.append(batch.target)
         found = np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         self._waiting = [found[wanted:]] if len(found) > wanted else []
         self._position = index.stop

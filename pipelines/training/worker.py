@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.data.prepared import Range, Shards
+from pipelines.data.prepared import Batch, Range, Shards
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
@@ -80,8 +80,8 @@ class Worker:
         """The row ranges of this rank; together the ranks have every row once."""
         return self.shards.ranges(split, self.rank, self.size)
 
-    def batches(self, split: str) -> Iterator[tuple[Array, Array]]:
-        """Yield this rank's rows as (matrix, target), a row group at a time."""
+    def batches(self, split: str) -> Iterator[Batch]:
+        """Yield this rank's rows in their order, a row group at a time."""
         for found in self.ranges(split):
             yield from self.shards.read(found)
 

@@ -81,7 +81,7 @@ def test_shards_hold_the_bits_of_each_row(data: Path, tmp_path: Path) -> None:
 
     shards, found = prepared.shards, []
     for split in shards.rows:
-        found += [matrix for part in shards.ranges(split, 0, 1) for matrix, _ in shards.read(part)]
+        found += [batch.matrix for part in shards.ranges(split, 0, 1) for batch in shards.read(part)]
     frame = pl.read_parquet(data).with_columns(pl.col("seen").cast(pl.Datetime("us")).cast(pl.Int64))
     expected = np.array([prepared.preprocessor.transform_row(row) for row in frame.to_dicts()])
     # Splits stand one behind the other in the shards: compare as sets of rows, by their bits.

@@ -92,8 +92,8 @@ def matrices(prepared: Prepared) -> dict[str, pd.DataFrame]:
     found = {}
     for split in ("train", "valid", "test"):
         blocks = [block for range in prepared.shards.ranges(split, 0, 1) for block in prepared.shards.read(range)]
-        found[split] = pd.DataFrame(np.concatenate([matrix for matrix, _ in blocks]), columns=names)
-        found[split]["late"] = np.concatenate([target for _, target in blocks])
+        found[split] = pd.DataFrame(np.concatenate([block.matrix for block in blocks]), columns=names)
+        found[split]["late"] = np.concatenate([block.target for block in blocks])
     return found
 
 

@@ -368,7 +368,11 @@ def test_buckets_keep_equal_values_together_and_lose_no_row(data: Path, tmp_path
     bucketed = prepare(spec_of(data, tmp_path, prepare=layout))
 
     def rows(prepared: Any, shards: Any) -> Any:
-        parts = [np.column_stack([m, y]) for s in shards for m, y in prepared.shards.read(Range(s.file, 0, s.rows))]
+        parts = [
+            np.column_stack([batch.matrix, batch.target])
+            for s in shards
+            for batch in prepared.shards.read(Range(s.file, 0, s.rows))
+        ]
         return np.concatenate(parts)
 
     whole, bucket = (rows(one, one.shards.splits["train"]) for one in (plain, bucketed))

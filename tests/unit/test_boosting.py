@@ -225,8 +225,8 @@ def test_saved_equals_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_ranks_share_the_rows_exactly(tmp_path: Path, size: int) -> None:
     shards = worker(tmp_path).shards
-    whole = [matrix for found in shards.ranges("train", 0, 1) for matrix, _ in shards.read(found)]
-    parts = [matrix for rank in range(size) for found in shards.ranges("train", rank, size) for matrix, _ in shards.read(found)]
+    whole = [batch.matrix for found in shards.ranges("train", 0, 1) for batch in shards.read(found)]
+    parts = [batch.matrix for rank in range(size) for found in shards.ranges("train", rank, size) for batch in shards.read(found)]
     assert np.array_equal(np.concatenate(parts), np.concatenate(whole), equal_nan=True)
     sizes = [sum(found.stop - found.start for found in shards.ranges("train", rank, size)) for rank in range(size)]
     assert max(sizes) - min(sizes) <= 1

@@ -53,7 +53,7 @@ def test_ranks_read_every_row_once(tmp_path: Path) -> None:
     shards, rows = write(tmp_path, [3000, 100, 4000], PrepareSpec(row_group_rows=1024, shard_rows=2048))
     written = Shards(Folder.at(str(tmp_path)), [], {"train": shards})
 
-    seen = [matrix[:, 0] for rank in range(3) for part in written.ranges("train", rank, 3) for matrix, _ in written.read(part)]
+    seen = [batch.matrix[:, 0] for rank in range(3) for part in written.ranges("train", rank, 3) for batch in written.read(part)]
 
     assert np.concatenate(seen).tolist() == rows["f0"].to_pylist()
 
