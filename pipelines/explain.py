@@ -66,8 +66,11 @@ def checked(model: type[M], value: object, path: Path = ()) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # A misspelled key is also a missing one: the misspelling is what helps.
-        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        # A misspelled key is also a missing one: the misspelling is what helps. A mapping was not meant as a number.
+        first = min(
+            error.errors(include_url=False),
+            key=lambda e: (e["type"] != "extra_forbidden", _meant_otherwise(model, value, e["loc"])),
+        )
         raise _explained(model, value, first, path) from None
 
 
@@ -87,8 +90,7 @@ def _explained(model: type[BaseModel], value: object, error: ErrorDetails, above
     path, annotation, bounds = _place(model, error["loc"])
     kind, at = error["type"], above + path
     if kind == "extra_forbidden":
-        section = _without_none(_place(model, path[:-1])[1])
-        return FieldError.at(at, f" is unknown{did_you_mean(str(path[-1]), _keys(section))}")
+        return FieldError.at(at, f" is unknown{did_you_mean(str(path[-1]), _keys(annotation))}")
     if kind == "missing":
         return FieldError.at(at, f" is missing: expected {_expected(annotation, bounds)}")
     if kind == "value_error":  # what one of our validators says is a sentence already
@@ -103,23 +105,43 @@ def _explained(model: type[BaseModel], value: object, error: ErrorDetails, above
 def _place(model: type[BaseModel], loc: Path) -> tuple[Path, Any, list[Any]]:
     """Follow pydantic's location; return the path that a user knows, what is declared there, and its bounds.
 
-    Pydantic puts the tried members of a union into the location (`train.workers.literal['auto']`): the path ends before them.
+    Pydantic puts the tried members of a union into the location (`train.workers.literal['auto']`): the path ends before them, or
+    goes on inside of a section (`train.workers.function-after[_ordered(), WorkersSpec].min`).
     """
     annotation: Any = model
     bounds: list[Any] = []
-    for depth, part in enumerate(loc):
+    path: Path = ()
+    for part in loc:
         annotation = _without_none(annotation)
         origin = get_origin(annotation)
+        if tried := next(
+            (section for section in _sections(annotation) if re.search(rf"\b{section.__name__}\b", str(part))), None
+        ):
+            annotation = tried
+            continue
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             field = next((f for name, f in annotation.model_fields.items() if part in (name, f.alias)), None)
             if field is None:
-                return loc[: depth + 1], None, []
+                return (*path, part), annotation, []  # of an unknown key: the section that does not know it
             annotation, bounds = field.annotation, field.metadata
         elif origin in (dict, list) and part != "[key]":
             annotation, bounds = get_args(annotation)[-1], []
         else:
-            return loc[:depth], annotation, bounds
-    return loc, annotation, bounds
+            return path, annotation, bounds
+        path = (*path, part)
+    return path, annotation, bounds
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections among the members of a union."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return [one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, BaseModel)] if union else []
+
+
+def _meant_otherwise(model: type[BaseModel], value: object, loc: Path) -> bool:
+    """Whether the error is about a member of a union that a mapping was not meant for: one that is no section."""
+    path, annotation, _ = _place(model, loc)
+    return bool(_sections(_without_none(annotation))) and isinstance(_at(value, path), dict)
 
 
 def _without_none(annotation: Any) -> Any:

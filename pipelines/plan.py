@@ -135,9 +135,10 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
         Stage("transform", reads, "all that are free", PROCESS + block),
     ]
     if team is not None:
-        rows = -(-train_rows // team.workers)
+        rows = -(-train_rows // team.sizes[0])  # of the fewest workers, which have most each
         size = PROCESS + family.memory(params, rows, features, classes)
-        stages.append(Stage("train", shards, f"{team.workers} workers with {team.cpus:g} each", size))
+        several = " to ".join(map(str, dict.fromkeys(team.sizes)))
+        stages.append(Stage("train", shards, f"{several} workers with {team.cpus:g} each", size))
         problems += _too_large(team, size, machines)
     problems += _disk(spec, shards)
     return Plan(
@@ -217,17 +218,18 @@ def _unreachable(machines: list[Machine]) -> list[str]:
 
 def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
     slots = sum(machine.slots for machine in machines)
-    if team.workers * team.cpus > slots:
+    least, _ = team.sizes
+    if least * team.cpus > slots:
         return [
-            f"train.workers: {team.workers} workers with {team.cpus:g} slots each are more than the {slots:g} slots there are; "
+            f"train.workers: {least} workers with {team.cpus:g} slots each are more than the {slots:g} slots there are; "
             f"set train.workers to at most {int(slots / team.cpus)}"
         ]
     room = sum(int(machine.memory // size) for machine in machines)
-    if room >= team.workers:
+    if room >= least:
         return []
     free = sum(machine.memory for machine in machines)
     return [
-        f"train: {team.workers} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
+        f"train: {least} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
         f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features or fewer bins "
         "(model.params.max_bin), or on more machines"
     ]

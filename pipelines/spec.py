@@ -144,11 +144,26 @@ class PrepareSpec(Frozen):
     """How many buckets, where there is a bucket_by."""
 
 
+class WorkersSpec(Frozen):
+    """How many workers train; between the two as many as there are slots for."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    """With fewer the fit waits for slots."""
+    max: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if self.max < self.min:
+            raise ValueError(f"max is {self.max}, which is less than min, {self.min}; make max at least min")
+        return self
+
+
 class TrainSpec(Frozen):
     """How much of the cluster a fit may use."""
 
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that train; auto: the free slots less one, which Ray Data needs."""
+    workers: Annotated[int, Field(ge=1)] | WorkersSpec | Literal["auto"] = "auto"
+    """Processes that train; auto: the free slots less one, which Ray Data needs; {min: 1, max: 4}: as many as there are slots
+    for, fewer after a loss and more when slots come, each time from the last checkpoint on."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Slots each worker reserves; auto: 1, or a fraction where there are fewer slots than workers."""
     gpu: bool | Literal["auto"] = "auto"
@@ -159,6 +174,14 @@ class TrainSpec(Frozen):
     """How often lost workers are replaced before the run ends."""
     worker_timeout_s: Annotated[float, Field(ge=1)] = 20.0
     """Seconds without a sign of life after which a worker counts as lost. One that is busy gives signs of life."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrainSpec:
+        if isinstance(self.workers, WorkersSpec) and self.cpus_per_worker != "auto" and self.cpus_per_worker % 1:
+            raise ValueError(
+                f"cpus_per_worker is {self.cpus_per_worker:g}, and workers: {{min, max}} goes with whole slots; make it 1 or more"
+            )
+        return self
 
 
 class EvaluateSpec(Frozen):

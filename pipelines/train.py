@@ -90,7 +90,7 @@ def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
         params = resolved(spec.train.checkpoint_every)
     prepared = prepare(spec, progress=progress)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
-    prepared = replace(prepared, task=family.check(params, prepared.task, prepared.shards, team.workers))
+    prepared = replace(prepared, task=_checked_task(family, params, prepared, team))
     check_requirements(spec, prepared.task)
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
     made = Run.create(spec.store, spec.name)
@@ -135,9 +135,10 @@ def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], floa
         raise DataError(f"data.source: {changed[0]} since the run {made.id} began, so it cannot go on; start it by its Spec")
     family, params, _ = _family(spec)
     team, free = Team(**begun.team), free_slots()
-    if team.workers * team.cpus > free:
+    least, _ = team.sizes
+    if least * team.cpus > free:
         raise ClusterError(
-            f"the run {made.id} goes on with {team.workers} workers of {team.cpus:g} slots each, and {free:g} slots are free; "
+            f"the run {made.id} goes on with {least} workers of {team.cpus:g} slots each, and {free:g} slots are free; "
             "wait, or join a Ray that has them with --address"
         )
     for name, version in versions().items():
@@ -149,8 +150,15 @@ def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], floa
     begun = replace(begun, resumed=[*begun.resumed, step])
     made.begin(begun)
     prepared = Prepared.open(folder, **begun.prepare)
-    task = family.check(params, prepared.task, prepared.shards, team.workers)  # with the loss, which prepared data has not
-    return made, spec, replace(prepared, task=task), begun
+    return made, spec, replace(prepared, task=_checked_task(family, params, prepared, team)), begun
+
+
+def _checked_task(family: Any, params: Any, prepared: Prepared, team: Team) -> Task:
+    """The task with the family's loss, which prepared data has not; for every number of workers that there may be."""
+    task: Task
+    for size in sorted(set(team.sizes)):
+        task = family.check(params, prepared.task, prepared.shards, size)
+    return task
 
 
 @contextlib.contextmanager
@@ -187,7 +195,7 @@ def resolve(spec: S, prepared: Prepared, params: dict[str, Any], team: Team) -> 
         ("features.drop", dropped, left_out),
         ("features.columns", prepared.chains, "the chain of the column's kind"),
         ("model.params", params, "the family's defaults"),
-        ("train.workers", team.workers, "free slots less one"),
+        ("train.workers", None if team.least else team.workers, "free slots less one"),
         ("train.cpus_per_worker", team.cpus, "one slot, or a share where there are fewer"),
         ("train.gpu", team.gpu, "whether the cluster has them"),
     ):

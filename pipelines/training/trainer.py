@@ -17,7 +17,7 @@ from pipelines.data.prepared import Shards
 from pipelines.errors import ClusterError, DataError
 from pipelines.progress import Progress, Stage
 from pipelines.registry import MODELS, load
-from pipelines.spec import ModelSpec, TrainSpec
+from pipelines.spec import ModelSpec, TrainSpec, WorkersSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 from pipelines.training.lost import Lost, Trace, sentences, trace
@@ -27,6 +27,8 @@ POLL_S = 0.25
 END_S = 30.0
 LOOK_S = 15.0
 MEET_S = 60.0
+GROW_S = 60.0
+"""How often Ray Train looks whether a team that may grow can; a resize costs the rounds since the last checkpoint."""
 CONTROLLER_S = 120.0
 """For how long Ray Train's controller may be silent while workers train; it may have checkpoints to delete."""
 START_S = 300.0
@@ -38,25 +40,39 @@ class Team:
     """How a fit is spread out; fixed once, before it starts, and recorded."""
 
     workers: int
+    """At the most."""
     cpus: float
     """Slots that each worker reserves."""
     threads: int
     gpu: bool
+    least: int | None = None
+    """Workers with which it goes on while there are no slots for more; None: all of them."""
 
     @classmethod
     def plan(cls, spec: TrainSpec, free_slots: float, gpus: float, rows: int) -> Team:
         """Turn `auto` into numbers.
 
         Workers: the free slots less one, which Ray Data needs while others read. A lone worker may use the threads of the slot
-        left over. `gpus` are those that the family could use. Raises `DataError` when there are more workers than rows.
+        left over. Where their number is a range, they take whole slots: Ray Train counts how many fit without a remainder.
+        `gpus` are those that the family could use. Raises `DataError` when there are more workers than rows.
         """
-        workers = spec.workers if spec.workers != "auto" else max(1, min(int(free_slots) - 1, rows))
-        if workers > rows:
-            raise DataError(f"train.workers: {workers} workers cannot share {rows} train rows; lower train.workers")
-        cpus = spec.cpus_per_worker if spec.cpus_per_worker != "auto" else min(1.0, int(100 * free_slots / workers) / 100)
+        if isinstance(spec.workers, WorkersSpec):
+            workers, least = spec.workers.max, spec.workers.min
+        else:
+            workers, least = spec.workers if spec.workers != "auto" else max(1, min(int(free_slots) - 1, rows)), None
+        if (least or workers) > rows:
+            raise DataError(f"train.workers: {least or workers} workers cannot share {rows} train rows; lower train.workers")
+        workers = min(workers, rows)
+        fitting = 1.0 if least else min(1.0, int(100 * free_slots / workers) / 100)
+        cpus = spec.cpus_per_worker if spec.cpus_per_worker != "auto" else fitting
         threads = max(1, int(spec.cpus_per_worker if spec.cpus_per_worker != "auto" else free_slots / workers))
-        gpu = gpus >= workers if spec.gpu == "auto" else spec.gpu
-        return cls(workers, cpus, threads, gpu)
+        gpu = gpus >= (least or workers) if spec.gpu == "auto" else spec.gpu
+        return cls(workers, cpus, threads, gpu, least)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The smallest and the largest number of workers."""
+        return [self.least or self.workers, self.workers]
 
 
 @dataclass
@@ -66,7 +82,7 @@ class Fit:
     model: Folder
     state: dict[str, Any]
     workers: list[dict[str, Any]] = field(default_factory=list)
-    """Every worker that ever started: rank, pid, host, threads, rows, from_step."""
+    """Every worker that ever started: rank, size, pid, host, threads, rows, from_step."""
     failures: list[str] = field(default_factory=list)
     """Why workers were lost on the way, a sentence each."""
 
@@ -152,10 +168,17 @@ def _trainer(kind: str, job: Job, team: Team, max_failures: int, watch: Any) -> 
     import ray.train
 
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
+    size = team.workers if team.least in (None, team.workers) else (team.least, team.workers)
+    scaling: Any = ray.train.ScalingConfig  # mypy sees that of Ray Train's first version
     return _lean(TRAINERS[kind]())(
         train_loop,
         train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(num_workers=team.workers, use_gpu=team.gpu, resources_per_worker=resources),
+        scaling_config=scaling(
+            num_workers=size,
+            use_gpu=team.gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=GROW_S,
+        ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex[:8],
             storage_path=job.checkpoints.path,
@@ -251,6 +274,8 @@ class Hearing:
     """The placement group of the workers."""
     heard: set[int] = field(default_factory=set)
     """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
+    size: int | None = None
+    """Workers of the group that was started last."""
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
@@ -267,11 +292,18 @@ class Hearing:
             self.slots = entry["slots"]
         elif "group" in entry:
             now, starting = time.monotonic(), entry["group"] == "starting"
+            if starting:
+                self._resized(entry["size"])
             self._starting, self._running = (now, None) if starting else (None, now)
         elif "lost" in entry:
             self._lost(entry["lost"])
         else:
             self._report(entry["step"], entry["total"], entry["metrics"])
+
+    def _resized(self, size: int) -> None:
+        if self.size not in (None, size):
+            self.progress.note(f"train: goes on with {size} worker{'s' if size > 1 else ''}, it had {self.size}")
+        self.size = size
 
     def check(self) -> None:
         """Raise `ClusterError` when the workers do not get ready, or Ray Train's controller has fallen silent."""

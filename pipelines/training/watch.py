@@ -51,7 +51,7 @@ class Watch(ControllerCallback, WorkerGroupCallback):
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         self._workers, self._left, self._told = [], None, False
-        self._tell({"group": "starting"})
+        self._tell({"group": "starting", "size": worker_group_context.num_workers})
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Make the slots known, which stay taken when the controller dies."""

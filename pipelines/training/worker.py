@@ -178,6 +178,7 @@ def train_loop(config: dict[str, Job]) -> None:
         {
             "worker": {
                 "rank": rank,
+                "size": size,
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "node": ray.util.get_node_ip_address(),

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from pipelines.training.worker import Worker
 
 class FaultyParams(LightGBMParams):
     accident: str
-    """kill | stop | abort | port | leave"""
+    """kill | stop | abort | port | leave | alone (no accident: it trains slowly while it is alone)"""
     at: int = 0
     """The step: at the first evaluation from there on, or before the first round."""
     rank: int = 1
@@ -44,7 +45,9 @@ class Faulty(LightGBM):
     def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
         assert isinstance(params, FaultyParams)
         own = LightGBMParams(**{name: getattr(params, name) for name in LightGBMParams.model_fields})
-        if worker.rank == params.rank and (params.again or not os.path.exists(params.marker)):
+        if params.accident == "alone":
+            worker.gather = _slow(worker.gather, params) if worker.size == 1 else worker.gather  # type: ignore[method-assign]
+        elif worker.rank == params.rank and (params.again or not os.path.exists(params.marker)):
             if params.accident == "port":
                 worker.connect = _taken(worker.connect, params)
             elif params.at == 0:
@@ -59,6 +62,16 @@ def _at(gather: Any, params: FaultyParams) -> Any:
     def gathering(key: str, state: Any) -> list[Any]:
         if key.startswith("valid-") and int(key.partition("-")[2]) >= params.at:
             _happen(params)
+        found: list[Any] = gather(key, state)
+        return found
+
+    return gathering
+
+
+def _slow(gather: Any, params: FaultyParams) -> Any:
+    def gathering(key: str, state: Any) -> list[Any]:
+        Path(params.marker).touch()
+        time.sleep(2)
         found: list[Any] = gather(key, state)
         return found
 

@@ -291,3 +291,18 @@ def test_a_lost_node_costs_the_rounds_since_the_last_checkpoint_and_no_bit(
     assert {worker["from_step"] for worker in lost} == {0} and len(again) == 2
     [again_from] = {worker["from_step"] for worker in again}
     assert again_from % EVERY == 0 and again_from >= 60 - EVERY
+
+
+def test_an_elastic_fit_goes_on_with_fewer_workers_and_grows_again(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.local.node_loss", str(data), str(tmp_path), "60", "elastic"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300, check=False)
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    record = json.loads(ended.stdout.splitlines()[-1])
+    workers = record["workers"]
+    assert [worker["size"] for worker in workers] == [2, 2, 1, 2, 2]
+    rows = sum(worker["rows"] for worker in workers[:2])
+    assert [workers[2]["rows"], sum(worker["rows"] for worker in workers[3:])] == [rows, rows]  # whoever trains, has every row
+    model = lgb.Booster(model_str=model_of(Run.open(Folder.at(record["path"]))).decode())
+    assert model.current_iteration() == ROUNDS
