@@ -60,7 +60,7 @@ def main() -> None:
     report(found)
 
 
-def heliostat(folder: Path) -> dict[str, Any]:
+def heliostat(folder: Path, workers: int | str = "auto") -> dict[str, Any]:
     """`heliostat train` on a Ray that has just started; none of its workers has seen a line of heliostat."""
     from app.session import open_session
     from app.spec import Spec
@@ -78,6 +78,7 @@ def heliostat(folder: Path) -> dict[str, Any]:
                 "task": {"target": TARGET},
                 "features": {"numeric": [], "categorical": ["index"], "datetime": ["parts"]},
                 "model": {"type": "lightgbm", "params": {**PARAMS, "rounds": ROUNDS, "early_stopping": None}},
+                "train": {"workers": workers},
                 "store": store,
             },
         )
