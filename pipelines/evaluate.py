@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifact import Artifact
+from pipelines.data.beside import weights_of
 from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SPLITS
@@ -36,14 +37,15 @@ class Evaluation:
 def evaluate(run: Run, spec: PipelineSpec, *, source: str | list[str] | None = None, progress: Progress = SILENT) -> Evaluation:
     """Score the valid and test rows of the run's own source, or all rows of another one, in one streaming pass.
 
-    The metrics are merged from sums per read unit, in source order. Nothing is written.
+    The metrics are merged from sums per read unit, in source order. Rows count as `task.weight` says, also of other data, which
+    has to have that column; class weights are no part of it. Nothing is written.
     """
     started = time.monotonic()
     artifact = Artifact.load(run.artifact, model=False)
     data = spec.data if source is None else spec.data.model_copy(update={"source": source, "split": SplitSpec()})
     files = Source.open(data)
-    reader = reader_for(artifact, files, data, target=artifact.task.target, keep=[])
-    each = Score(str(run.artifact), artifact.version, artifact.task.target, whole=source is not None)
+    reader = reader_for(artifact, files, data, task=artifact.task)
+    each = Score(str(run.artifact), artifact.version, artifact.task, whole=source is not None)
     total: dict[str, Metrics] = {}
     rows: dict[str, int] = {}
     with progress.stage("evaluate", total=files.rows) as stage:
@@ -62,7 +64,7 @@ class Score:
 
     artifact: str
     version: str
-    target: str
+    task: Task
     whole: bool
     """Score every row, as `data`; else the valid and the test rows."""
 
@@ -73,7 +75,9 @@ class Score:
         for block in blocks:
             for split, part in self._parts(block):
                 scores = artifact.scores(part.table)
-                metrics.setdefault(split, Metrics(artifact.task)).add(artifact.task.encode(part.table[self.target]), scores)
+                weight = weights_of(part.table, self.task.weight, unit) if self.task.weight else None
+                target = self.task.encode(part.table[self.task.target])
+                metrics.setdefault(split, Metrics(self.task)).add(target, scores, weight)
                 rows[split] = rows.get(split, 0) + part.table.num_rows
         return {split: (rows[split], metrics[split].state()) for split in metrics}
 

@@ -6,6 +6,7 @@ and reads the files.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -92,6 +93,26 @@ class TaskSpec(Frozen):
     """Binary: the class whose probability is answered; default true, 1 or "yes", else the last in sorted order."""
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Binary: the label is positive where the probability is at least this."""
+    weight: str | None = None
+    """A column of numbers, 0 and above: how much each row counts in training and in the metrics. It is no feature."""
+    class_weight: Literal["balanced"] | dict[Scalar, float] | None = None
+    """Binary and multiclass, in training alone: a factor of the weight by class, 1 for those not named; balanced: train rows /
+    (classes * train rows of the class)."""
+
+    @model_validator(mode="after")
+    def _beside(self) -> TaskSpec:
+        if self.weight == self.target:
+            raise ValueError(f"weight: '{self.weight}' is the target; name another column")
+        if isinstance(self.class_weight, dict):
+            wrong = [value for value in self.class_weight.values() if not (value > 0 and math.isfinite(value))]
+            if wrong:
+                raise ValueError(f"class_weight: {wrong[0]:g} is no weight of a class; expected numbers above 0")
+        return self
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The columns that say something of a row besides its target, by their field here."""
+        return {name: column for name in ("weight",) if (column := getattr(self, name)) is not None}
 
 
 class GroupSpec(Frozen):

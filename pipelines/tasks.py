@@ -55,6 +55,12 @@ class Task(Frozen):
     """binary: the label is positive where the probability is at least this."""
     loss: Loss | None = None
     """regression: what the model minimises, which is then the main metric; None: the squared error. Set by the model's family."""
+    weight: str | None = None
+    """The column that says how much each row counts, in training and in the metrics."""
+    class_counts: list[int] | None = None
+    """Train rows of each class, whatever they weigh."""
+    class_weights: list[float] | None = None
+    """What the weight of a train row of each class is multiplied by, in training alone."""
 
     @classmethod
     def fit(cls, spec: TaskSpec, column: Column, counts: dict[Scalar, int] | None, rows: int) -> Task:
@@ -81,7 +87,40 @@ class Task(Frozen):
         if kind == "binary" and classes is not None:
             positive = _positive(spec.positive, column, classes)
             classes = [value for value in classes if value != positive] + [positive]
-        return cls(type=kind, target=column.name, target_type=column.type, classes=classes, threshold=spec.threshold)
+        made = cls(type=kind, target=column.name, target_type=column.type, classes=classes, threshold=spec.threshold)
+        return made.of_rows(spec, counts)
+
+    def of_rows(self, spec: TaskSpec, counts: dict[Scalar, int] | None) -> Task:
+        """The same task on these train rows: what is counted of them, and which columns say more of them.
+
+        Raises `SpecError` where the class weights do not go with the classes.
+        """
+        found = None
+        if self.classes is not None:
+            found = [(counts or {}).get(value, 0) for value in self.classes]
+        made = self.model_copy(update={"weight": spec.weight, "class_counts": found})
+        made.weighing(spec)
+        return made
+
+    def weighing(self, spec: TaskSpec) -> Task:
+        """The same task with the class weights of a Spec; raises `SpecError` where they do not go with the classes."""
+        wanted = spec.class_weight
+        if wanted is None:
+            return self.model_copy(update={"class_weights": None})
+        if self.classes is None or self.class_counts is None:
+            raise SpecError(f"task.class_weight goes with classes, but this is a {self.type}; use task.weight, or take it out")
+        if wanted == "balanced":
+            weights = [sum(self.class_counts) / (len(self.classes) * max(1, count)) for count in self.class_counts]
+            return self.model_copy(update={"class_weights": weights})
+        weights = [1.0] * len(self.classes)
+        for value, weight in wanted.items():
+            weights[self.classes.index(_class_meant(value, self.target, self.classes, "task.class_weight"))] = float(weight)
+        return self.model_copy(update={"class_weights": weights})
+
+    @property
+    def beside(self) -> list[str]:
+        """The columns that training and evaluating need besides the features and the target; no prediction does."""
+        return [name for name in (self.weight,) if name is not None]
 
     @property
     def outputs(self) -> int:
@@ -249,13 +288,18 @@ def _positive(wanted: Scalar | None, column: Column, classes: list[Scalar]) -> S
     """The class whose probability is answered; what YAML made of a value is forgiven where only one class can be meant."""
     if wanted is None:
         return next((value for value in classes if value in (1, "yes")), classes[-1])  # true equals 1
+    return _class_meant(wanted, column.name, classes, "task.positive")
+
+
+def _class_meant(wanted: Scalar, target: str, classes: list[Scalar], where: str) -> Scalar:
+    """The class that a value in the Spec names."""
     exact = [value for value in classes if type(value) is type(wanted) and value == wanted]
     meant = exact or [value for value in classes if _means(wanted, value, classes)]
     if len(meant) == 1:
         return meant[0]
-    found = "may mean either class" if meant else "is no class"
+    found = f"may mean {'either class' if len(classes) == 2 else 'several classes'}" if meant else "is no class"
     known = did_you_mean(str(wanted), map(category_text, classes))
-    raise SpecError(f"task.positive: {wanted!r} {found} of target '{column.name}'{known}")
+    raise SpecError(f"{where}: {wanted!r} {found} of target '{target}'{known}")
 
 
 def _means(wanted: Scalar, value: Scalar, classes: list[Scalar]) -> bool:

@@ -148,7 +148,7 @@ def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], floa
     progress.note(f"run {made.id} goes on from step {step}")
     begun = replace(begun, resumed=[*begun.resumed, step])
     made.begin(begun)
-    prepared = Prepared.open(folder, **begun.prepare)
+    prepared = Prepared.open(folder, spec.task, **begun.prepare)
     task = family.check(params, prepared.task, prepared.shards, team.workers)  # with the loss, which prepared data has not
     return made, spec, replace(prepared, task=task), begun
 

@@ -3,7 +3,8 @@
     STORE/cache/KEY/
         manifest.json                  written last: its presence means complete; names the shards' folder
         schema.json preprocessor.json task.json profile.json quality.json
-        shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing
+        shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing:
+                                                  f0, f1, ..., __weight__ where the Spec names one, __target__
         shards-XXXXXXXX/sample.parquet            the transformed row sample of the train split
 
 Shards are the one hand-over from Ray Data to every trainer: a worker opens the exact row range of its rank. Two runs that write
@@ -13,7 +14,7 @@ the same KEY at once write two shard folders; the manifest that is written last 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ from pipelines.features.transform import Feature
 from pipelines.storage import Folder
 
 TARGET: Final = "__target__"
+WEIGHT: Final = "__weight__"
 BUCKET_SALT: Final = 0xB0C4E7
 SAMPLE_GROUPS: Final = 16
 """Row groups of a rank that a sample of its targets is taken from, at most."""
@@ -45,7 +47,8 @@ class Batch(NamedTuple):
     target: np.ndarray[Any, np.dtype[np.float64]]
     """(rows,)."""
     weight: np.ndarray[Any, np.dtype[np.float64]] | None = None
-    """(rows,): how much each row counts; None: all the same."""
+    """(rows,): how much each row counts; None: all the same. In the shards it is `task.weight`; a fit gets the train rows' times
+    their class weights."""
 
 
 class Range(NamedTuple):
@@ -135,13 +138,16 @@ def spread(number: int, most: int) -> list[int]:
 
 def to_batch(table: pa.Table) -> Batch:
     """A shard's table as numbers."""
-    columns = [table.column(i).to_numpy() for i in range_of(table.num_columns)]
-    matrix = np.empty((table.num_rows, table.num_columns - 1), np.float64)
-    for i, column in enumerate(columns[:-1]):
-        matrix[:, i] = column
-    return Batch(matrix, columns[-1])
+    features = [i for i, name in enumerate(table.column_names) if not name.startswith("__")]
+    matrix = np.empty((table.num_rows, len(features)), np.float64)
+    for i in features:
+        matrix[:, i] = table.column(i).to_numpy()
+    weight = table[WEIGHT].to_numpy() if WEIGHT in table.column_names else None
+    return Batch(matrix, table[TARGET].to_numpy(), weight)
 
 
-def to_table(columns: list[np.ndarray[Any, np.dtype[np.float64]]]) -> pa.Table:
-    """A shard's table: the features as f0, f1, ... (a feature's name may be anything) and the target, which comes last."""
-    return pa.table({**{f"f{i}": column for i, column in enumerate(columns[:-1])}, TARGET: columns[-1]})
+def to_table(
+    columns: list[np.ndarray[Any, np.dtype[np.float64]]], beside: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None
+) -> pa.Table:
+    """A shard's table: the features as f0, f1, ... (a feature's name may be anything), what is beside, and last the target."""
+    return pa.table({**{f"f{i}": column for i, column in enumerate(columns[:-1])}, **(beside or {}), TARGET: columns[-1]})

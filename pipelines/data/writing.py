@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.prepared import TARGET, Shard, to_table
+from pipelines.data.beside import weights_of
+from pipelines.data.prepared import TARGET, WEIGHT, Shard, to_table
 from pipelines.data.read import Block
 from pipelines.data.source import Unit
 from pipelines.data.split import SPLITS, grouped, identity_of_values, salted
@@ -76,13 +77,16 @@ class WriteShards:
             for block in blocks:
                 folds = block.places if self.fitted and self.preprocessor.cross_fitted else None
                 columns = [*self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target])]
+                beside = {WEIGHT: weights_of(block.table, self.task.weight, unit)} if self.task.weight else {}
                 places = block.split.astype(np.int16) * self._buckets + self._bucket(block)
                 order, ends = grouped(places, len(SPLITS) * self._buckets)
                 for place, (start, end) in enumerate(pairwise(ends)):
                     if start < end:
                         split, bucket = divmod(place, self._buckets)
                         chosen = order if isinstance(order, slice) else order[start:end]
-                        rows = to_table([column[chosen] for column in columns])
+                        rows = to_table(
+                            [column[chosen] for column in columns], {name: found[chosen] for name, found in beside.items()}
+                        )
                         if (split, bucket) not in writers:
                             writers[split, bucket] = self._writer(unit, split, bucket, rows.schema)
                         writers[split, bucket].add(rows)
