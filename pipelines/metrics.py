@@ -2,8 +2,8 @@
 
 Every worker and every read unit adds its rows to a `Metrics` of its own; only states travel, and merging them in source
 order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae, r2 and the mean of a regression's own
-loss are exact. auc and average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc
-is within 1e-4.
+loss are exact, and so is ndcg where no query is divided. auc and average_precision come from a `ScoreHistogram`: exact for few
+distinct scores or few positives, else auc is within 1e-4.
 
 Rows may have weights, with the meaning that `sample_weight` has in scikit-learn: a row of weight 2 counts as two rows, one of
 weight 0 not at all.
@@ -37,18 +37,36 @@ LEAST: Final = float(np.finfo(np.float64).eps)
 """A probability below this counts as this in logloss, as in scikit-learn, so that one sure mistake is not infinite."""
 
 
+def sizes_of(groups: Array) -> Array:
+    """How many rows of each query stand together."""
+    return np.diff(starts_of(groups), append=len(groups))
+
+
+def starts_of(groups: Array) -> Array:
+    """The rows whose query is another than that of the row before them."""
+    new = np.ones(len(groups), np.bool_)
+    new[1:] = groups[1:] != groups[:-1]
+    return np.flatnonzero(new)
+
+
 class Metrics:
     """The metrics of the rows added so far."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         empty = np.empty((0, task.outputs) if task.type == "multiclass" else 0)
-        self._parts = [SUMS[task.type](task, np.empty(0), empty, None)]
+        self._parts = [NO_QUERY if task.type == "ranking" else SUMS[task.type](task, np.empty(0), empty, None)]
         self._bytes = 0
 
-    def add(self, target: Array, raw: Array, weight: Array | None = None) -> None:
-        """Add rows: the encoded target, without missing values, the model's raw scores, and what each row weighs (default 1)."""
+    def add(self, target: Array, raw: Array, weight: Array | None = None, sizes: Array | None = None) -> None:
+        """Add rows: the encoded target, without missing values, the model's raw scores, and what each row weighs (default 1).
+
+        Rows to rank are whole queries, one after the other, of as many rows as `sizes` says.
+        """
         target, raw = np.asarray(target, np.float64), np.asarray(raw, np.float64)
+        if sizes is not None:
+            self._append(_ranking(target, raw, weight, sizes))
+            return
         if weight is not None:
             weight = np.asarray(weight, np.float64)
             if not weight.all():
@@ -58,7 +76,7 @@ class Metrics:
             self._append(SUMS[self._task.type](self._task, target, raw, weight))
 
     def state(self) -> State:
-        """What travels: at most about 300 KB, 500 KB with weights, less for fewer rows. `merge` puts states together, a sum does not."""
+        """What travels: at most about 300 KB, with weights 500 KB, less for fewer rows. `merge` puts states together."""
         self._put_together()
         return self._parts[0]
 
@@ -239,6 +257,43 @@ def _regression_result(task: Task, state: State) -> dict[str, float]:
     return own | {"rmse": np.sqrt(squares / rows), "mae": absolutes / rows, "r2": 1 - squares / spread if spread else np.nan}
 
 
+def _ranking(target: Array, raw: Array, weight: Array | None, sizes: Array) -> State:
+    """The sums over queries of what they weigh, and of that times their NDCG at each of `TOPS`.
+
+    NDCG (Järvelin and Kekäläinen, 2002) with the gain 2**label - 1 and the discount log2(place + 1), as in LightGBM; as there a
+    query without a relevant row counts as 1, and a query weighs the mean of its rows. Rows with equal scores have the mean gain
+    of their places, as in scikit-learn: in which order they stood says nothing of the model.
+    """
+    if not len(sizes):
+        return NO_QUERY
+    queries = np.arange(len(sizes))
+    query, start = np.repeat(queries, sizes), np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.arange(len(query)) - start
+    weights = np.ones(len(sizes)) if weight is None else np.bincount(query, weight) / sizes
+    gain = np.exp2(target) - 1
+    best, found = gain[np.lexsort((-target, query))], np.lexsort((-raw, query))
+    score = raw[found]
+    tie = np.flatnonzero(np.append(True, (score[1:] != score[:-1]) | (place[1:] == 0)))
+    mean_gain = np.add.reduceat(gain[found], tie) / np.diff(tie, append=len(score))
+    sums = [weights.sum()]
+    for top in TOPS:
+        discount = np.where(place < top, 1 / np.log2(place + 2), 0.0)
+        ideal = np.bincount(query, best * discount)
+        reached = np.bincount(query[tie], mean_gain * np.add.reduceat(discount, tie))
+        ndcg = np.divide(reached, ideal, out=np.ones(len(sizes)), where=ideal > 0)
+        sums.append((weights * ndcg).sum())
+    found_sums = np.array(sums)
+    if np.isnan(raw).any():
+        found_sums[1:] = np.nan
+    return {"sums": found_sums}
+
+
+def _ranking_result(_: Task, state: State) -> dict[str, float]:
+    return {f"ndcg@{top}": total / state["sums"][0] for top, total in zip(TOPS, state["sums"][1:], strict=True)}
+
+
+TOPS: Final = (10, 5, 3, 1)
+NO_QUERY: Final = {"sums": np.zeros(1 + len(TOPS))}
 SUMS: Final[dict[TaskType, Callable[[Task, Array, Array, Array | None], State]]] = {
     "binary": _binary,
     "multiclass": _multiclass,
@@ -248,6 +303,7 @@ RESULTS: Final[dict[TaskType, Callable[[Task, State], dict[str, float]]]] = {
     "binary": _binary_result,
     "multiclass": _multiclass_result,
     "regression": _regression_result,
+    "ranking": _ranking_result,
 }
 
 

@@ -16,12 +16,13 @@ from pipelines.cache import MANIFEST, STATISTICS, Address, cache_of, code_of, ex
 from pipelines.data.cuts import time_cuts
 from pipelines.data.kept import load as load_kept
 from pipelines.data.kept import save as save_kept
-from pipelines.data.prepared import WEIGHT, Shard, Shards, to_table
+from pipelines.data.prepared import GROUP, WEIGHT, Shard, Shards, to_table
+from pipelines.data.queries import by_query, remove, sorted_by_query, together
 from pipelines.data.read import Counts, Reader, in_order, stream, warm_up
 from pipelines.data.source import Source
-from pipelines.data.split import SPLITS
+from pipelines.data.split import SPLITS, identity_of_values
 from pipelines.data.summary import Summary, gather, summarise, with_samples, without_samples
-from pipelines.data.writing import Encodings, WriteShards
+from pipelines.data.writing import Encodings, Placed, WriteShards
 from pipelines.design import Design, check_chains, is_free
 from pipelines.errors import DataError, SpecError
 from pipelines.expressions import Derivation
@@ -32,7 +33,7 @@ from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
 from pipelines.quality import quality_of
 from pipelines.schema import Column, Schema, numbers
-from pipelines.spec import Chain, GroupSpec, PipelineSpec, TaskSpec
+from pipelines.spec import Chain, GroupSpec, PipelineSpec, PrepareSpec, TaskSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
@@ -84,8 +85,8 @@ class Prepared:
         manifest = folder.read_json(MANIFEST)
         preprocessor = Preprocessor.from_json(folder.read_json("preprocessor.json"))
         splits = {split: [Shard(*shard) for shard in shards] for split, shards in manifest["splits"].items()}
-        shards = Shards(folder / manifest["shards"], preprocessor.features, splits)
         task = Task.model_validate(folder.read_json("task.json")).weighing(wanted)
+        shards = Shards(folder / manifest["shards"], preprocessor.features, splits, grouped=task.group is not None)
         return cls(
             folder=folder,
             shards=shards,
@@ -106,8 +107,8 @@ class Prepared:
 def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """Return the prepared data of a Spec; what an earlier run of the same data and settings left is used again.
 
-    Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so. Writes below
-    STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
+    Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so, and where the rows
+    of a query lie apart. Writes below STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
     started = time.monotonic()
     design = Design.of(spec, progress)
@@ -318,20 +319,32 @@ def _write(
     assert summary.sample is not None
     fitted = design.parent is None  # rows that nothing was fitted to are transformed as new ones are
     matrix = preprocessor.transform(summary.sample, summary.places if fitted else None)
-    beside = {WEIGHT: numbers(summary.sample[task.weight])} if task.weight else {}
+    beside: dict[str, Any] = {WEIGHT: numbers(summary.sample[task.weight])} if task.weight else {}
+    beside |= {GROUP: identity_of_values([summary.sample[task.group]])} if task.group else {}
     sample = to_table([*matrix, task.encode(summary.sample[task.target])], beside)
     encodings = Encodings.of(sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
         pq.write_table(sample, file, compression=encodings.compression, use_dictionary=encodings.dictionary)
-    each = WriteShards(shards_folder, preprocessor, task, spec.prepare, encodings, fitted)
-    with progress.stage("transform", total=source.rows) as stage:
-        found = list(in_order(stream(source, reader, each), stage))
-    splits = {
-        split: [
-            placed.shard
-            for placed in sorted((one for unit in found for one in unit.get(split, [])), key=lambda placed: placed.bucket)
-        ]
-        for split in SPLITS
-    }
+
+    def written(layout: PrepareSpec) -> dict[str, list[Placed]]:
+        each = WriteShards(shards_folder, preprocessor, task, layout, encodings, fitted)
+        with progress.stage("transform", total=source.rows) as stage:
+            found = list(in_order(stream(source, reader, each), stage))
+        return {
+            split: sorted((one for unit in found for one in unit.get(split, [])), key=lambda placed: placed.bucket)
+            for split in SPLITS
+        }
+
+    layout = spec.prepare
+    placed = written(layout)
+    splits = {split: [shard for one in found for shard in one.shards] for split, found in placed.items()}
+    if task.group is not None and not all(map(together, placed.values())):
+        progress.note(f"the rows of some queries lie apart in the source: they are brought together by '{task.group}'")
+        if not layout.bucket_by:
+            for found in placed.values():
+                remove(shards_folder, found)
+            layout = by_query(layout, task.group, source.rows, sample.num_columns)
+            placed = written(layout)
+        splits = {split: sorted_by_query(shards_folder, split, found, layout, encodings) for split, found in placed.items()}
     features: list[Feature] = preprocessor.features
-    return Shards(shards_folder, features, splits)
+    return Shards(shards_folder, features, splits, grouped=task.group is not None)

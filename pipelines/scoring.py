@@ -12,7 +12,7 @@ from pipelines.data.read import Reader
 from pipelines.data.source import Source
 from pipelines.errors import DataError
 from pipelines.expressions import Derivation
-from pipelines.schema import Schema
+from pipelines.schema import Column, Schema
 from pipelines.spec import DataSpec
 from pipelines.tasks import Task
 
@@ -39,14 +39,18 @@ def reader_for(
     if task is None:
         return Reader.of(source, raw, data, wanted, None)
     known = Derivation(expressions=data.derive).extend(raw)
-    if task.weight is not None and task.weight not in known:
-        raise DataError(
-            f"task.weight: {source.files[0].path} has no column '{task.weight}', by which the metrics of {artifact.name} are "
-            "weighted; add it, with 1 in rows that all count the same"
-        )
     if task.weight is not None:
-        check_weight(known[task.weight])
+        why = f"by which the metrics of {artifact.name} are weighted; add it, with 1 in rows that all count the same"
+        check_weight(_needed(known, source, "task.weight", task.weight, why))
+    if task.group is not None:
+        _needed(known, source, "task.group", task.group, f"within which {artifact.name} ranks the rows; add it")
     return Reader.of(source, raw, data, wanted | {task.target} | set(task.beside), task.target)
+
+
+def _needed(schema: Schema, source: Source, where: str, name: str, why: str) -> Column:
+    if name not in schema:
+        raise DataError(f"{where}: {source.files[0].path} has no column '{name}', {why}")
+    return schema[name]
 
 
 def schema_for(artifact: Artifact, source: Source, data: DataSpec) -> Schema:

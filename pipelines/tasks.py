@@ -1,7 +1,7 @@
 """What is predicted: from the target's values to numbers a model can learn, and from raw scores to answers.
 
-A model of any family sees a float64 target (the value, or the index of the class) and gives raw scores: logits of the
-positive class `(n,)`, logits of every class `(n, k)`, or values `(n,)`. All that stands on either side of it is here.
+A model of any family sees a float64 target (the value, the index of the class, the relevance to a query) and gives raw scores:
+logits of the positive class `(n,)`, logits of every class `(n, k)`, or values `(n,)`. What stands on either side of it is here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pipelines.schema import ARROW, Column, Type, cast, category_text
 from pipelines.spec import Frozen, Scalar, TaskSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TaskType = Literal["binary", "multiclass", "regression"]
+TaskType = Literal["binary", "multiclass", "regression", "ranking"]
 
 METRICS: dict[TaskType, list[str]] = {
     "binary": ["auc", "logloss", "accuracy", "average_precision", "brier"],
     "multiclass": ["accuracy", "logloss", "macro_f1"],
     "regression": ["rmse", "mae", "r2"],
+    "ranking": ["ndcg@10", "ndcg@5", "ndcg@3", "ndcg@1"],
 }
-SCORES = frozenset({"auc", "accuracy", "average_precision", "macro_f1", "r2"})
+SCORES = frozenset({"auc", "accuracy", "average_precision", "macro_f1", "r2", *METRICS["ranking"]})
 """Metrics of which more is better; the others are losses and errors."""
 
 MAX_CLASSES = 1000
@@ -50,13 +51,15 @@ class Task(Frozen):
     target_type: Type
     """The type of the target's column."""
     classes: list[Scalar] | None = None
-    """binary: the negative class, then the positive one; multiclass: sorted; regression: none."""
+    """binary: the negative class, then the positive one; multiclass: sorted; regression and ranking: none."""
     threshold: float = 0.5
     """binary: the label is positive where the probability is at least this."""
     loss: Loss | None = None
     """regression: what the model minimises, which is then the main metric; None: the squared error. Set by the model's family."""
     weight: str | None = None
     """The column that says how much each row counts, in training and in the metrics."""
+    group: str | None = None
+    """ranking: the column that tells the query of each row."""
     class_counts: list[int] | None = None
     """Train rows of each class, whatever they weigh."""
     class_weights: list[float] | None = None
@@ -83,7 +86,9 @@ class Task(Frozen):
                 f"task.type is regression, but target '{column.name}' is a string column, expected numbers; "
                 "set task.type to multiclass, or derive a number under data.derive"
             )
-        classes = None if kind == "regression" else _classes(kind, column, counts)
+        if kind == "ranking":
+            _check_labels(column, counts)
+        classes = None if kind in ("regression", "ranking") else _classes(kind, column, counts)
         if kind == "binary" and classes is not None:
             positive = _positive(spec.positive, column, classes)
             classes = [value for value in classes if value != positive] + [positive]
@@ -98,7 +103,7 @@ class Task(Frozen):
         found = None
         if self.classes is not None:
             found = [(counts or {}).get(value, 0) for value in self.classes]
-        made = self.model_copy(update={"weight": spec.weight, "class_counts": found})
+        made = self.model_copy(update={"weight": spec.weight, "group": spec.group, "class_counts": found})
         made.weighing(spec)
         return made
 
@@ -120,7 +125,7 @@ class Task(Frozen):
     @property
     def beside(self) -> list[str]:
         """The columns that training and evaluating need besides the features and the target; no prediction does."""
-        return [name for name in (self.weight,) if name is not None]
+        return [name for name in (self.weight, self.group) if name is not None]
 
     @property
     def outputs(self) -> int:
@@ -136,7 +141,7 @@ class Task(Frozen):
     @property
     def loss_metric(self) -> str:
         """The metric that training minimises, and early stopping looks at."""
-        return "logloss" if self.type != "regression" else self.metric_names[0]
+        return "logloss" if self.classes is not None else self.metric_names[0]
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of the metric is better; `SpecError` for a metric that this task does not have."""
@@ -149,6 +154,9 @@ class Task(Frozen):
         values = self._of_target_type(values)
         if self.classes is None:
             numbers: Array = values.cast(pa.float64(), safe=False).to_numpy()
+            if self.type == "ranking" and ((numbers < 0) | (numbers != np.floor(numbers))).any():
+                wrong = numbers[(numbers < 0) | (numbers != np.floor(numbers))][0]
+                raise DataError(_no_label(self.target, wrong))
             if np.isinf(numbers).any():
                 raise DataError(
                     f"task.target: '{self.target}' is infinite in {np.isinf(numbers).sum()} rows, expected finite numbers; "
@@ -184,7 +192,7 @@ class Task(Frozen):
 
     def decode(self, raw: Array) -> pa.Table:
         """The answers as columns: label, probability; label, probabilities (a struct); value."""
-        if self.type == "regression":
+        if self.classes is None:
             return pa.table({"value": np.ascontiguousarray(raw, dtype=np.float64)})
         labels = self._class_values.take(pa.array(self.codes(raw)))
         probabilities = self.probabilities(raw)
@@ -254,6 +262,22 @@ def _check_target(column: Column, counts: dict[Scalar, int] | None, rows: int) -
     infinite = [value for value in counts or {} if isinstance(value, float) and math.isinf(value)]
     if infinite:
         raise DataError(f"{where} is infinite in some train rows, expected finite numbers; drop these rows with data.where")
+
+
+def _check_labels(column: Column, counts: dict[Scalar, int] | None) -> None:
+    """Refuse a target that does not say how relevant rows are."""
+    if column.type not in ("int64", "float64"):
+        raise DataError(_no_label(column.name, column.type))
+    wrong = [value for value in counts or {} if not isinstance(value, str) and (value < 0 or value != math.floor(value))]
+    if counts is None or wrong:
+        raise DataError(_no_label(column.name, min(wrong) if wrong else f"of more than {MAX_CLASSES} different values"))
+
+
+def _no_label(target: str, found: object) -> str:
+    return (
+        f"task.target: '{target}' is {found}, but a ranking learns from labels that are integers of 0 and above, 0 being "
+        "irrelevant; derive such a column under data.derive"
+    )
 
 
 def _infer(column: Column, counts: dict[Scalar, int] | None) -> TaskType:

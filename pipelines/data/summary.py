@@ -8,7 +8,7 @@ fewer. What steps gather about transformed values takes a further pass (`gather`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.beside import weights_of
+from pipelines.data.beside import check_beside
 from pipelines.data.described import Described
 from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
@@ -87,8 +87,8 @@ class Summarise:
     """Rows whose hash is below this share of all hashes are in the sample."""
     preprocessor: Preprocessor
     """Not fitted yet: it gathers."""
-    weight: str | None = None
-    """The column with the rows' weights; they are looked at here, before the long work."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the task (see `TaskSpec.beside`); they are looked at here, before the long work."""
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
         summary = Summary({}, Counter(), {})
@@ -96,8 +96,7 @@ class Summarise:
         samples: list[list[pa.Table]] = [[] for _ in SPLITS]
         hashes, places = [], []
         for block in blocks:
-            if self.weight is not None:
-                weights_of(block.table, self.weight, unit)
+            check_beside(block.table, self.beside, unit)
             columns.add(block.table, block.split)
             is_train = block.split == 0
             summary.merge(
@@ -160,7 +159,7 @@ def summarise(
     share = min(1.0, 1.05 * SAMPLE_ROWS / max(1, source.rows))
     total, counts = Summary({}, Counter(), dict.fromkeys(SPLITS, 0)), Counts()
     samples: list[Summary] = []
-    each = Summarise(tuple(columns), reader.target, share, preprocessor, task.weight)
+    each = Summarise(tuple(columns), reader.target, share, preprocessor, task.beside)
     with progress.stage("statistics", total=source.rows) as stage:
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)
