@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Final
 
 from pipelines.cache import Address, address_of
+from pipelines.data.beside import check_weight
 from pipelines.data.infer import with_kinds
 from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.read import Reader
@@ -56,9 +57,10 @@ class Design:
             progress.note(f"data.where leaves out {source.num_pruned} files by their folders' names: they are not opened")
         if parent:
             return cls._taken_over(spec, source, parent)
-        inferred = infer_kinds(source, spec.data, spec.task.target)
+        inferred = infer_kinds(source, spec.data, spec.task.target, list(spec.task.beside.values()))
         schema = with_kinds(Derivation(expressions=spec.data.derive).extend(inferred.schema), spec.data)
         target = schema.require(spec.task.target, "task.target")
+        _check_beside(spec, schema)
         columns, chains = _chains(spec, schema, inferred, progress)
         for name in spec.prepare.bucket_by:
             schema.require(name, "prepare.bucket_by")
@@ -69,6 +71,7 @@ class Design:
         raw = schema_for(parent.artifact, source, spec.data)
         schema = with_kinds(Derivation(expressions=spec.data.derive).extend(raw), spec.data)
         target = schema.require(spec.task.target, "task.target")
+        _check_beside(spec, schema)
         columns = [schema.require(column.name, "model.from") for column in parent.artifact.preprocessor.inputs]
         return cls(spec, source, Inference(raw), schema, target, columns, spec.features.columns, parent)
 
@@ -86,7 +89,7 @@ class Design:
             self.chains,
             spec.features.groups,
             data=spec.data.model_dump(exclude={"source"}),
-            task=spec.task.model_dump(),
+            task=spec.task.model_dump(exclude={"class_weight"}),  # which acts when a model is fitted
             prepare=spec.prepare.model_dump(),
             named=sorted(spec.features.columns),  # these stay features, whatever they turn out to be
             schema={column.name: column.model_dump(exclude={"name"}) for column in self.schema.columns},
@@ -94,8 +97,8 @@ class Design:
         )
 
     def reader(self, columns: list[Column]) -> Reader:
-        """A Reader of these columns and the target."""
-        names = {column.name for column in columns} | {self.target.name}
+        """A Reader of these columns, the target and what stands beside it."""
+        names = {column.name for column in columns} | {self.target.name, *self.spec.task.beside.values()}
         return Reader.of(self.source, self.raw, self.spec.data, names, self.target.name)
 
     def reasons(self, chains: dict[str, Chain]) -> dict[str, str]:
@@ -109,11 +112,19 @@ class Design:
         }
 
 
+def _check_beside(spec: PipelineSpec, schema: Schema) -> None:
+    """Raise `DataError` for a column of the task that is not there, or cannot say what it should."""
+    for field, name in spec.task.beside.items():
+        column = schema.require(name, f"task.{field}")
+        if field == "weight":
+            check_weight(column)
+
+
 def is_free(name: str, spec: PipelineSpec) -> bool:
     """Whether the Spec says nothing of the column, so that what was inferred holds."""
     features = spec.features
     named = {*features.columns, *features.drop, *(column for group in features.groups.values() for column in group.columns)}
-    return name not in {spec.task.target, *spec.data.key, *spec.data.kinds, *named}
+    return name not in {spec.task.target, *spec.task.beside.values(), *spec.data.key, *spec.data.kinds, *named}
 
 
 def check_chains(spec: PipelineSpec, chains: dict[str, Chain], left_out: dict[str, str]) -> None:
@@ -128,7 +139,7 @@ def _chains(spec: PipelineSpec, schema: Schema, inferred: Inference, progress: P
     family = load(MODELS, spec.model.type, "model.type")
     grouped = {name for group in spec.features.groups.values() for name in group.columns}
     identifiers = {name for name in inferred.left_out if is_free(name, spec)}
-    exclude = {spec.task.target, *spec.data.key}
+    exclude = {spec.task.target, *spec.task.beside.values(), *spec.data.key}
     chains = Preprocessor.plan(schema.columns, spec.features, family.chains, exclude | identifiers)
     seen = {*chains, *grouped, *spec.features.drop, *exclude, *identifiers}
     left_out = [c.name for c in schema.columns if c.kind not in family.chains and c.name not in seen]

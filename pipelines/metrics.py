@@ -2,8 +2,11 @@
 
 Every worker and every read unit adds its rows to a `Metrics` of its own; only states travel, and merging them in source
 order gives the same bits on any cluster. logloss, brier, accuracy, macro_f1, rmse, mae, r2 and the mean of a regression's own
-loss are exact. auc and average_precision come from a `ScoreHistogram`: exact for few distinct scores or few positives, else auc
-is within 1e-4.
+loss are exact, and so is ndcg where no query is divided. auc and average_precision come from a `ScoreHistogram`: exact for few
+distinct scores or few positives, else auc is within 1e-4.
+
+Rows may have weights, with the meaning that `sample_weight` has in scikit-learn: a row of weight 2 counts as two rows, one of
+weight 0 not at all.
 
 A metric that the rows do not define (auc where a class is missing, r2 of a constant, anything of no rows or of NaN scores)
 is None, which JSON can say.
@@ -29,8 +32,21 @@ TOP: Final = 1024
 PENDING_BYTES: Final = 2**24
 PENDING_PARTS: Final = 64
 """What is collected before it is put together: grouping seldom is fast and keeps the error small."""
+COUNTS: Final = ("negatives", "positives")
 LEAST: Final = float(np.finfo(np.float64).eps)
 """A probability below this counts as this in logloss, as in scikit-learn, so that one sure mistake is not infinite."""
+
+
+def sizes_of(groups: Array) -> Array:
+    """How many rows of each query stand together."""
+    return np.diff(starts_of(groups), append=len(groups))
+
+
+def starts_of(groups: Array) -> Array:
+    """The rows whose query is another than that of the row before them."""
+    new = np.ones(len(groups), np.bool_)
+    new[1:] = groups[1:] != groups[:-1]
+    return np.flatnonzero(new)
 
 
 class Metrics:
@@ -38,16 +54,29 @@ class Metrics:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._parts = [SUMS[task.type](task, np.empty(0), np.empty((0, task.outputs) if task.type == "multiclass" else 0))]
+        empty = np.empty((0, task.outputs) if task.type == "multiclass" else 0)
+        self._parts = [NO_QUERY if task.type == "ranking" else SUMS[task.type](task, np.empty(0), empty, None)]
         self._bytes = 0
 
-    def add(self, target: Array, raw: Array) -> None:
-        """Add rows: the encoded target, without missing values, and the model's raw scores."""
+    def add(self, target: Array, raw: Array, weight: Array | None = None, sizes: Array | None = None) -> None:
+        """Add rows: the encoded target, without missing values, the model's raw scores, and what each row weighs (default 1).
+
+        Rows to rank are whole queries, one after the other, of as many rows as `sizes` says.
+        """
+        target, raw = np.asarray(target, np.float64), np.asarray(raw, np.float64)
+        if sizes is not None:
+            self._append(_ranking(target, raw, weight, sizes))
+            return
+        if weight is not None:
+            weight = np.asarray(weight, np.float64)
+            if not weight.all():
+                counts = weight > 0
+                target, raw, weight = target[counts], raw[counts], weight[counts]
         if len(target):
-            self._append(SUMS[self._task.type](self._task, np.asarray(target, np.float64), np.asarray(raw, np.float64)))
+            self._append(SUMS[self._task.type](self._task, target, raw, weight))
 
     def state(self) -> State:
-        """What travels: at most about 300 KB, less for fewer rows. `merge` puts states together; adding the arrays does not."""
+        """What travels: at most about 300 KB, with weights 500 KB, less for fewer rows. `merge` puts states together."""
         self._put_together()
         return self._parts[0]
 
@@ -87,16 +116,27 @@ def _merge(states: list[State]) -> State:
     return merged
 
 
-def _binary(task: Task, target: Array, raw: Array) -> State:
+def _total(values: Array, weight: Array | None) -> Any:
+    """Their sum, each as often as it counts."""
+    return values.sum() if weight is None else (values * weight).sum()
+
+
+def _rows(target: Array, weight: Array | None) -> Any:
+    """How many rows these count for."""
+    return len(target) if weight is None else weight.sum()
+
+
+def _binary(task: Task, target: Array, raw: Array, weight: Array | None) -> State:
     probability = task.probabilities(raw)
     positive = target == 1
     # 1 - p of a sure mistake would have lost its digits.
     truth = task.probabilities(np.where(positive, raw, -raw))
-    loss = -np.log(np.maximum(truth, LEAST)).sum()
-    correct = np.count_nonzero((probability >= task.threshold) == positive)
-    sums = np.array([len(target), loss, correct, np.square(probability - target).sum()])
+    loss = _total(-np.log(np.maximum(truth, LEAST)), weight)
+    correct = _total((probability >= task.threshold) == positive, weight)
+    sums = np.array([_rows(target, weight), loss, correct, _total(np.square(probability - target), weight)])
     rows = slice(0 if np.isnan(loss) else None)  # NaN has no place in an order
-    return {"sums": sums} | ScoreHistogram.of(positive[rows], raw[rows]).to_state()
+    histogram = ScoreHistogram.of(positive[rows], raw[rows], None if weight is None else weight[rows])
+    return {"sums": sums} | histogram.to_state()
 
 
 def _binary_result(_: Task, state: State) -> dict[str, float]:
@@ -112,12 +152,16 @@ def _binary_result(_: Task, state: State) -> dict[str, float]:
     }
 
 
-def _multiclass(task: Task, target: Array, raw: Array) -> State:
+def _multiclass(task: Task, target: Array, raw: Array, weight: Array | None) -> State:
     codes, classes = task.codes(raw), target.astype(np.int64)
     truth = log_softmax(raw)[np.arange(len(classes)), classes]
-    loss = -np.maximum(truth, np.log(LEAST)).sum()
-    counts = [np.bincount(found, minlength=task.outputs) for found in (classes, codes, classes[codes == classes])]
-    return {"sums": np.array([len(classes), loss]), "classes": np.array(counts)}
+    loss = _total(-np.maximum(truth, np.log(LEAST)), weight)
+    counts = [
+        np.bincount(classes, weight, task.outputs),
+        np.bincount(codes, weight, task.outputs),
+        np.bincount(classes[codes == classes], None if weight is None else weight[codes == classes], task.outputs),
+    ]
+    return {"sums": np.array([_rows(target, weight), loss]), "classes": np.array(counts)}
 
 
 def _multiclass_result(_: Task, state: State) -> dict[str, float]:
@@ -133,15 +177,16 @@ def _multiclass_result(_: Task, state: State) -> dict[str, float]:
     }
 
 
-def _regression(task: Task, target: Array, raw: Array) -> State:
+def _regression(task: Task, target: Array, raw: Array, weight: Array | None) -> State:
     error = raw - target
     moments = np.zeros(4)
     if len(target):
         origin = target[0]  # the mean is kept as the distance from here: its digits count where it is large beside the spread
-        mean = (target - origin).mean()
-        moments = np.array([len(target), origin, mean, np.square(target - origin - mean).sum()])
-    loss = loss_of(task.loss, target, raw).sum() if task.loss else 0.0
-    return {"sums": np.array([np.abs(error).sum(), np.square(error).sum(), loss]), "moments": moments}
+        rows = _rows(target, weight)
+        mean = (target - origin).mean() if weight is None else _total(target - origin, weight) / rows
+        moments = np.array([rows, origin, mean, _total(np.square(target - origin - mean), weight)])
+    loss = _total(loss_of(task.loss, target, raw), weight) if task.loss else 0.0
+    return {"sums": np.array([_total(np.abs(error), weight), _total(np.square(error), weight), loss]), "moments": moments}
 
 
 def loss_of(loss: Loss, target: Array, value: Array) -> Array:
@@ -212,7 +257,44 @@ def _regression_result(task: Task, state: State) -> dict[str, float]:
     return own | {"rmse": np.sqrt(squares / rows), "mae": absolutes / rows, "r2": 1 - squares / spread if spread else np.nan}
 
 
-SUMS: Final[dict[TaskType, Callable[[Task, Array, Array], State]]] = {
+def _ranking(target: Array, raw: Array, weight: Array | None, sizes: Array) -> State:
+    """The sums over queries of what they weigh, and of that times their NDCG at each of `TOPS`.
+
+    NDCG (Järvelin and Kekäläinen, 2002) with the gain 2**label - 1 and the discount log2(place + 1), as in LightGBM; as there a
+    query without a relevant row counts as 1, and a query weighs the mean of its rows. Rows with equal scores have the mean gain
+    of their places, as in scikit-learn: in which order they stood says nothing of the model.
+    """
+    if not len(sizes):
+        return NO_QUERY
+    queries = np.arange(len(sizes))
+    query, start = np.repeat(queries, sizes), np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.arange(len(query)) - start
+    weights = np.ones(len(sizes)) if weight is None else np.bincount(query, weight) / sizes
+    gain = np.exp2(target) - 1
+    best, found = gain[np.lexsort((-target, query))], np.lexsort((-raw, query))
+    score = raw[found]
+    tie = np.flatnonzero(np.append(True, (score[1:] != score[:-1]) | (place[1:] == 0)))
+    mean_gain = np.add.reduceat(gain[found], tie) / np.diff(tie, append=len(score))
+    sums = [weights.sum()]
+    for top in TOPS:
+        discount = np.where(place < top, 1 / np.log2(place + 2), 0.0)
+        ideal = np.bincount(query, best * discount)
+        reached = np.bincount(query[tie], mean_gain * np.add.reduceat(discount, tie))
+        ndcg = np.divide(reached, ideal, out=np.ones(len(sizes)), where=ideal > 0)
+        sums.append((weights * ndcg).sum())
+    found_sums = np.array(sums)
+    if np.isnan(raw).any():
+        found_sums[1:] = np.nan
+    return {"sums": found_sums}
+
+
+def _ranking_result(_: Task, state: State) -> dict[str, float]:
+    return {f"ndcg@{top}": total / state["sums"][0] for top, total in zip(TOPS, state["sums"][1:], strict=True)}
+
+
+TOPS: Final = (10, 5, 3, 1)
+NO_QUERY: Final = {"sums": np.zeros(1 + len(TOPS))}
+SUMS: Final[dict[TaskType, Callable[[Task, Array, Array, Array | None], State]]] = {
     "binary": _binary,
     "multiclass": _multiclass,
     "regression": _regression,
@@ -221,12 +303,13 @@ RESULTS: Final[dict[TaskType, Callable[[Task, State], dict[str, float]]]] = {
     "binary": _binary_result,
     "multiclass": _multiclass_result,
     "regression": _regression_result,
+    "ranking": _ranking_result,
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreHistogram:
-    """How many negatives and positives have which raw score.
+    """How many negatives and positives have which raw score; of rows with weights, what they weigh.
 
     Each distinct score has a bin of its own until there are more than `BINS`; then neighbours are grouped. A group is cut
     where the rows before it reach the next multiple of 4 / BINS, in shares of all negatives plus shares of all positives, and
@@ -252,8 +335,12 @@ class ScoreHistogram:
     positives: Array
 
     @classmethod
-    def of(cls, positive: Array, scores: Array) -> ScoreHistogram:
-        """Count the rows; `positive` says which."""
+    def of(cls, positive: Array, scores: Array, weight: Array | None = None) -> ScoreHistogram:
+        """Count the rows; `positive` says which. Weights are above 0."""
+        if weight is not None:
+            order = np.argsort(scores, kind="stable")
+            weight, positive = weight[order], positive[order]
+            return cls(scores[order], np.where(positive, 0.0, weight), np.where(positive, weight, 0.0))._distinct()
         # Polars sorts a million floats in a third of numpy's time.
         runs = [pl.Series(scores[rows]).sort().to_numpy() for rows in (~positive, positive)]
         counts = np.repeat(np.array([0, 1]), [len(run) for run in runs])
@@ -270,12 +357,16 @@ class ScoreHistogram:
 
     @classmethod
     def from_state(cls, state: State) -> ScoreHistogram:
-        return cls(state["scores"], state["negatives"].astype(np.int64), state["positives"].astype(np.int64))
+        counts = [state[name] for name in COUNTS]
+        return cls(state["scores"], *(each if each.dtype == np.float64 else each.astype(np.int64) for each in counts))
 
     def to_state(self) -> State:
         """The arrays, counts in the narrowest type that holds them."""
-        narrow = {name: getattr(self, name) for name in ("negatives", "positives")}
-        narrow = {name: counts.astype(np.min_scalar_type(counts.max(initial=0))) for name, counts in narrow.items()}
+        counted = {name: getattr(self, name) for name in COUNTS}
+        narrow = {
+            name: counts if counts.dtype == np.float64 else counts.astype(np.min_scalar_type(counts.max(initial=0)))
+            for name, counts in counted.items()
+        }
         return {"scores": self.scores} | narrow
 
     @property
@@ -295,7 +386,7 @@ class ScoreHistogram:
         """Put neighbours together until at most `BINS` are left."""
         if len(self.scores) <= BINS:
             return self
-        share = sum(counts / max(1, counts.sum()) for counts in (self.negatives, self.positives))
+        share = sum((counts / (counts.sum() or 1) for counts in (self.negatives, self.positives)), start=np.zeros(1))
         step = np.floor((np.cumsum(share) - share) * (BINS / 4))
         cut = np.append(True, (step[1:] != step[:-1]) | (share[1:] >= 4 / BINS))
         cut[-TOP:] = True

@@ -46,7 +46,8 @@ class Parent:
         text = run.folder.read_bytes("spec.yaml").decode()
         found = cls(run, artifact, read_yaml(text, f"{run.path}/spec.yaml"))
         params, task = found.spec["model"]["params"], artifact.task
-        default = {"objective": "l2" if task.type == "regression" else task.type, "reg_sqrt": False}
+        objective = {"regression": "l2", "ranking": "lambdarank"}.get(task.type, task.type)
+        default = {"objective": objective, "reg_sqrt": False}
         for path, own, its in (
             ("model.type", spec.model.type, found.spec["model"]["type"]),
             ("task.target", spec.task.target, task.target),
@@ -76,5 +77,6 @@ class Parent:
         raw["features"] = self.spec["features"]
         raw["data"] |= {name: self.spec["data"][name] for name in ("kinds", "derive")}
         raw["task"] |= {name: self.spec["task"][name] for name in ("type", "positive")}
+        raw["task"]["group"] = raw["task"]["group"] or self.spec["task"].get("group")
         raw["model"]["from_"] = self.run.path
         return type(spec).model_validate(raw)

@@ -37,6 +37,8 @@ BLOCKS: Final = 6
 """Copies of a block that a pass holds at once: read, canonical, derived, transformed, split, in the writer."""
 TEXT_BYTES: Final = 150
 """Of one counted text: itself, its place in the dictionary, its count."""
+WEIGHT_BYTES: Final = 20
+"""Of a row's weight in a worker: as it was read, put together, and what the family keeps."""
 HEAD_ROWS: Final = 1000
 
 
@@ -129,14 +131,16 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     block = BLOCKS * BLOCK_BYTES + max((unit.piece.bytes for unit in source.units), default=0) // 4
     counted = sum(column.kind in TEXT for column in columns) * LIMIT * TEXT_BYTES
     sample = min(SAMPLE_ROWS, source.rows) * len(reader.columns) * 16
-    shards = source.rows * (features + 1) * 8
+    beside = len(spec.task.beside)
+    shards = source.rows * (features + 1 + beside) * 8
     stages = [
         Stage("statistics", reads, "all that are free", PROCESS + block + counted, sample + counted),
         Stage("transform", reads, "all that are free", PROCESS + block),
     ]
     if team is not None:
         rows = -(-train_rows // team.sizes[0])  # of the fewest workers, which have most each
-        size = PROCESS + family.memory(params, rows, features, classes)
+        weighted = WEIGHT_BYTES * (spec.task.weight is not None or spec.task.class_weight is not None)
+        size = PROCESS + family.memory(params, rows, features, classes) + rows * weighted
         several = " to ".join(map(str, dict.fromkeys(team.sizes)))
         stages.append(Stage("train", shards, f"{several} workers with {team.cpus:g} each", size))
         problems += _too_large(team, size, machines)

@@ -63,7 +63,7 @@ def predict(
     key = reading.key if any(map(is_database, [source] if isinstance(source, str) else source)) else []
     reading = reading.model_copy(update={"derive": described.schema.derive, "kinds": {}, "key": key})
     files = Source.open(reading)
-    reader = reader_for(described, files, reading, target=None, keep=keep or [])
+    reader = reader_for(described, files, reading, keep=keep or [])
     folder = _fresh(Folder.at(out))
     each = Answer(artifact, described.version, tuple(keep or []), explain, folder)
     if explain:

@@ -16,12 +16,13 @@ from pipelines.cache import MANIFEST, STATISTICS, Address, cache_of, code_of, ex
 from pipelines.data.cuts import time_cuts
 from pipelines.data.kept import load as load_kept
 from pipelines.data.kept import save as save_kept
-from pipelines.data.prepared import Shard, Shards, to_table
+from pipelines.data.prepared import GROUP, WEIGHT, Shard, Shards, to_table
+from pipelines.data.queries import by_query, remove, sorted_by_query, together
 from pipelines.data.read import Counts, Reader, in_order, stream, warm_up
 from pipelines.data.source import Source
-from pipelines.data.split import SPLITS
+from pipelines.data.split import SPLITS, identity_of_values
 from pipelines.data.summary import Summary, gather, summarise, with_samples, without_samples
-from pipelines.data.writing import Encodings, WriteShards
+from pipelines.data.writing import Encodings, Placed, WriteShards
 from pipelines.design import Design, check_chains, is_free
 from pipelines.errors import DataError, SpecError
 from pipelines.expressions import Derivation
@@ -31,8 +32,8 @@ from pipelines.features.transform import Feature
 from pipelines.profiles import profile_of
 from pipelines.progress import SILENT, Progress
 from pipelines.quality import quality_of
-from pipelines.schema import Column, Schema
-from pipelines.spec import Chain, GroupSpec, PipelineSpec
+from pipelines.schema import Column, Schema, numbers
+from pipelines.spec import Chain, GroupSpec, PipelineSpec, PrepareSpec, TaskSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
@@ -79,13 +80,13 @@ class Prepared:
         return found
 
     @classmethod
-    def open(cls, folder: Folder, *, reused: bool, seconds: float) -> Prepared:
-        """Read a complete prepared folder."""
+    def open(cls, folder: Folder, wanted: TaskSpec, *, reused: bool, seconds: float) -> Prepared:
+        """Read a complete prepared folder; `wanted` has the class weights, which are no part of it."""
         manifest = folder.read_json(MANIFEST)
         preprocessor = Preprocessor.from_json(folder.read_json("preprocessor.json"))
         splits = {split: [Shard(*shard) for shard in shards] for split, shards in manifest["splits"].items()}
-        shards = Shards(folder / manifest["shards"], preprocessor.features, splits)
-        task = Task.model_validate(folder.read_json("task.json"))
+        task = Task.model_validate(folder.read_json("task.json")).weighing(wanted)
+        shards = Shards(folder / manifest["shards"], preprocessor.features, splits, grouped=task.group is not None)
         return cls(
             folder=folder,
             shards=shards,
@@ -106,8 +107,8 @@ class Prepared:
 def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     """Return the prepared data of a Spec; what an earlier run of the same data and settings left is used again.
 
-    Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so. Writes below
-    STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
+    Reads the source twice: once for all statistics, once to transform; and once more where `passes` says so, and where the rows
+    of a query lie apart. Writes below STORE/cache. Raises `SpecError` and `DataError` before any long work where it can.
     """
     started = time.monotonic()
     design = Design.of(spec, progress)
@@ -115,12 +116,12 @@ def prepare(spec: PipelineSpec, *, progress: Progress = SILENT) -> Prepared:
     folder = cache_of(spec.store) / place.key
     progress.note(f"cache {explain(spec.store, place, spec.name)}")
     if folder.exists(MANIFEST):
-        return Prepared.open(folder, reused=True, seconds=time.monotonic() - started)
+        return Prepared.open(folder, spec.task, reused=True, seconds=time.monotonic() - started)
     warm_up()
     with ThreadPoolExecutor(1) as aside:  # what only describes the data is worked out while they are transformed
         _prepare(design, folder, aside, progress)
     pa.default_memory_pool().release_unused()  # the sample is done with, and a fit follows that needs the memory
-    return Prepared.open(folder, reused=False, seconds=time.monotonic() - started)
+    return Prepared.open(folder, spec.task, reused=False, seconds=time.monotonic() - started)
 
 
 def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress) -> None:
@@ -138,7 +139,7 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
     if design.parent:
         progress.note(f"features and task are those of {design.parent.run.id}: nothing is fitted to the new data")
         made = design.parent.artifact
-        task, preprocessor, contract = made.task, made.preprocessor, made.schema
+        task, preprocessor, contract = made.task.of_rows(spec.task, summary.targets), made.preprocessor, made.schema
     else:
         task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
         check_chains(spec, chains, left_out)
@@ -211,6 +212,7 @@ def _look(design: Design, progress: Progress) -> tuple[Reader, Summary, Counts, 
             "source": source.fingerprint(),
             "data": spec.data.model_dump(exclude={"source"}),
             "target": spec.task.target,
+            "beside": spec.task.beside,
             "columns": [column.model_dump() for column in seen],
             "gathers": [
                 [list(key), wanted.step.name, wanted.step.params.model_dump(), wanted.slots]
@@ -226,7 +228,7 @@ def _look(design: Design, progress: Progress) -> tuple[Reader, Summary, Counts, 
         data = spec.data.model_copy(update={"split": spec.data.split.model_copy(update={"cuts": cuts})})
         return replace(reader, data=data), with_samples(summary), read, lambda: None
     reader = _with_cuts(spec, source, reader, progress)
-    summary, read = summarise(source, reader, seen, unfitted, progress)
+    summary, read = summarise(source, reader, seen, unfitted, progress, spec.task)
 
     def keep() -> None:
         save_kept(folder, (reader.data.split.cuts, without_samples(summary), read))
@@ -317,19 +319,32 @@ def _write(
     assert summary.sample is not None
     fitted = design.parent is None  # rows that nothing was fitted to are transformed as new ones are
     matrix = preprocessor.transform(summary.sample, summary.places if fitted else None)
-    sample = to_table([*matrix, task.encode(summary.sample[task.target])])
+    beside: dict[str, Any] = {WEIGHT: numbers(summary.sample[task.weight])} if task.weight else {}
+    beside |= {GROUP: identity_of_values([summary.sample[task.group]])} if task.group else {}
+    sample = to_table([*matrix, task.encode(summary.sample[task.target])], beside)
     encodings = Encodings.of(sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:
         pq.write_table(sample, file, compression=encodings.compression, use_dictionary=encodings.dictionary)
-    each = WriteShards(shards_folder, preprocessor, task, spec.prepare, encodings, fitted)
-    with progress.stage("transform", total=source.rows) as stage:
-        found = list(in_order(stream(source, reader, each), stage))
-    splits = {
-        split: [
-            placed.shard
-            for placed in sorted((one for unit in found for one in unit.get(split, [])), key=lambda placed: placed.bucket)
-        ]
-        for split in SPLITS
-    }
+
+    def written(layout: PrepareSpec) -> dict[str, list[Placed]]:
+        each = WriteShards(shards_folder, preprocessor, task, layout, encodings, fitted)
+        with progress.stage("transform", total=source.rows) as stage:
+            found = list(in_order(stream(source, reader, each), stage))
+        return {
+            split: sorted((one for unit in found for one in unit.get(split, [])), key=lambda placed: placed.bucket)
+            for split in SPLITS
+        }
+
+    layout = spec.prepare
+    placed = written(layout)
+    splits = {split: [shard for one in found for shard in one.shards] for split, found in placed.items()}
+    if task.group is not None and not all(map(together, placed.values())):
+        progress.note(f"the rows of some queries lie apart in the source: they are brought together by '{task.group}'")
+        if not layout.bucket_by:
+            for found in placed.values():
+                remove(shards_folder, found)
+            layout = by_query(layout, task.group, source.rows, sample.num_columns)
+            placed = written(layout)
+        splits = {split: sorted_by_query(shards_folder, split, found, layout, encodings) for split, found in placed.items()}
     features: list[Feature] = preprocessor.features
-    return Shards(shards_folder, features, splits)
+    return Shards(shards_folder, features, splits, grouped=task.group is not None)

@@ -119,10 +119,10 @@ def leaks(columns: Mapping[str, Statistics], summary: Summary, task: Task) -> It
     # Within the sample the lowest hashes were chosen; their low bits are as good as tossed coins.
     half = (summary.hashes[chosen] & np.uint64(1)).astype(bool)
     targets = _indicators(target, task)
-    name, line, near = ("R2", LEAK_R2, NEAR_R2) if task.type == "regression" else ("AUC", LEAK_AUC, NEAR_AUC)
+    name, line, near = ("R2", LEAK_R2, NEAR_R2) if task.classes is None else ("AUC", LEAK_AUC, NEAR_AUC)
     for column, statistics in columns.items():
         codes = codes_of(statistics, chosen)
-        scored = [(alone(codes, each, half, regression=task.type == "regression"), weight) for each, weight in targets]
+        scored = [(alone(codes, each, half, regression=task.classes is None), weight) for each, weight in targets]
         if not scored:
             return
         score = sum(value * weight for value, weight in scored) / sum(weight for _, weight in scored)
@@ -326,7 +326,7 @@ def _text_hashes(values: pa.Array) -> Hashes:
 
 def _indicators(target: Numbers, task: Task) -> list[tuple[Numbers, float]]:
     """The targets that a column is tried on, each with its weight: the values, or each class against the rest."""
-    if task.type == "regression":
+    if task.classes is None:
         return [(target, 1.0)]
     codes = [1] if task.type == "binary" else range(len(task.classes or []))
     found = [(target == code).astype(np.float64) for code in codes]

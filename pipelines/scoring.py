@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from pipelines.artifact import Artifact
+from pipelines.data.beside import check_weight
 from pipelines.data.infer import infer_schema
 from pipelines.data.read import Reader
 from pipelines.data.source import Source
 from pipelines.errors import DataError
-from pipelines.schema import Schema
+from pipelines.expressions import Derivation
+from pipelines.schema import Column, Schema
 from pipelines.spec import DataSpec
+from pipelines.tasks import Task
 
 
 @functools.lru_cache(maxsize=4)
@@ -21,13 +25,32 @@ def loaded(location: str, version: str) -> Artifact:
     return artifact
 
 
-def reader_for(artifact: Artifact, source: Source, data: DataSpec, *, target: str | None, keep: list[str]) -> Reader:
-    """A Reader of the columns that the Artifact needs, in its types, besides the target and the columns to keep."""
+def reader_for(
+    artifact: Artifact, source: Source, data: DataSpec, *, task: Task | None = None, keep: Sequence[str] = ()
+) -> Reader:
+    """A Reader of the columns that the Artifact needs, in its types, besides the columns to keep and those of a task.
+
+    With a task rows without a target are left out; without one all rows are there.
+    """
     raw = schema_for(artifact, source, data)
     for name in keep:
         raw.require(name, "--keep")
-    wanted = {column.name for column in artifact.inputs} | set(keep) | ({target} if target is not None else set())
-    return Reader.of(source, raw, data, wanted, target)
+    wanted = {column.name for column in artifact.inputs} | set(keep)
+    if task is None:
+        return Reader.of(source, raw, data, wanted, None)
+    known = Derivation(expressions=data.derive).extend(raw)
+    if task.weight is not None:
+        why = f"by which the metrics of {artifact.name} are weighted; add it, with 1 in rows that all count the same"
+        check_weight(_needed(known, source, "task.weight", task.weight, why))
+    if task.group is not None:
+        _needed(known, source, "task.group", task.group, f"within which {artifact.name} ranks the rows; add it")
+    return Reader.of(source, raw, data, wanted | {task.target} | set(task.beside), task.target)
+
+
+def _needed(schema: Schema, source: Source, where: str, name: str, why: str) -> Column:
+    if name not in schema:
+        raise DataError(f"{where}: {source.files[0].path} has no column '{name}', {why}")
+    return schema[name]
 
 
 def schema_for(artifact: Artifact, source: Source, data: DataSpec) -> Schema:

@@ -6,6 +6,7 @@ and reads the files.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -86,12 +87,41 @@ class TaskSpec(Frozen):
 
     target: str
     """The column to predict; it may be a derived one."""
-    type: Literal["binary", "multiclass", "regression"] | None = None
-    """Inferred from the target's values."""
+    type: Literal["binary", "multiclass", "regression", "ranking"] | None = None
+    """Inferred from the target's values; ranking never is."""
+    group: str | None = None
+    """Ranking: the column that tells the query of each row. Rows of one query are ranked against each other and never split."""
     positive: Scalar | None = None
     """Binary: the class whose probability is answered; default true, 1 or "yes", else the last in sorted order."""
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Binary: the label is positive where the probability is at least this."""
+    weight: str | None = None
+    """A column of numbers, 0 and above: how much each row counts in training and in the metrics. It is no feature."""
+    class_weight: Literal["balanced"] | dict[Scalar, float] | None = None
+    """Binary and multiclass, in training alone: a factor of the weight by class, 1 for those not named; balanced: train rows /
+    (classes * train rows of the class)."""
+
+    @model_validator(mode="after")
+    def _beside(self) -> TaskSpec:
+        for name, column in self.beside.items():
+            if column == self.target:
+                raise ValueError(f"{name}: '{column}' is the target; name another column")
+        if self.group is not None and self.group == self.weight:
+            raise ValueError(f"weight: '{self.weight}' is the group; name another column")
+        if self.type == "ranking" and self.group is None:
+            raise ValueError("type: ranking needs 'group', the column that tells the query of each row")
+        if self.group is not None and self.type != "ranking":
+            raise ValueError("group goes with type: ranking; set it, or take the group out")
+        if isinstance(self.class_weight, dict):
+            wrong = [value for value in self.class_weight.values() if not (value > 0 and math.isfinite(value))]
+            if wrong:
+                raise ValueError(f"class_weight: {wrong[0]:g} is no weight of a class; expected numbers above 0")
+        return self
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The columns that say something of a row besides its target, by their field here."""
+        return {name: column for name in ("weight", "group") if (column := getattr(self, name)) is not None}
 
 
 class GroupSpec(Frozen):
@@ -205,3 +235,30 @@ class PipelineSpec(Frozen):
     evaluate: EvaluateSpec = EvaluateSpec()
     store: str = "runs"
     """Path or URI of the run store; the prepared cache is STORE/cache."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_by_query(cls, values: Any) -> Any:
+        """A ranking is split by its groups where the Spec names no other way."""
+        match values:
+            case {"task": {"type": "ranking", "group": str(group)}, "data": {**data}}:
+                split = data.get("split") or {}
+                if isinstance(split, dict) and split.get("by", "random") == "random" and split.get("column") is None:
+                    return {**values, "data": {**data, "split": {**split, "by": "group", "column": group}}}
+        return values
+
+    @model_validator(mode="after")
+    def _whole_queries(self) -> PipelineSpec:
+        if self.task.type != "ranking":
+            return self
+        split, group = self.data.split, self.task.group
+        if (split.by, split.column) != ("group", group):
+            raise ValueError(
+                f"data.split.by: {split.by}{f' ({split.column})' if split.column else ''} may split a query; take by and "
+                f"column out, for a ranking is split by task.group ({group})"
+            )
+        if self.prepare.bucket_by not in ([], [group]):
+            raise ValueError(
+                f"prepare.bucket_by: {self.prepare.bucket_by} may split a query; expected [{group}], or leave it out"
+            )
+        return self

@@ -1,7 +1,7 @@
 """What is predicted: from the target's values to numbers a model can learn, and from raw scores to answers.
 
-A model of any family sees a float64 target (the value, or the index of the class) and gives raw scores: logits of the
-positive class `(n,)`, logits of every class `(n, k)`, or values `(n,)`. All that stands on either side of it is here.
+A model of any family sees a float64 target (the value, the index of the class, the relevance to a query) and gives raw scores:
+logits of the positive class `(n,)`, logits of every class `(n, k)`, or values `(n,)`. What stands on either side of it is here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pipelines.schema import ARROW, Column, Type, cast, category_text
 from pipelines.spec import Frozen, Scalar, TaskSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TaskType = Literal["binary", "multiclass", "regression"]
+TaskType = Literal["binary", "multiclass", "regression", "ranking"]
 
 METRICS: dict[TaskType, list[str]] = {
     "binary": ["auc", "logloss", "accuracy", "average_precision", "brier"],
     "multiclass": ["accuracy", "logloss", "macro_f1"],
     "regression": ["rmse", "mae", "r2"],
+    "ranking": ["ndcg@10", "ndcg@5", "ndcg@3", "ndcg@1"],
 }
-SCORES = frozenset({"auc", "accuracy", "average_precision", "macro_f1", "r2"})
+SCORES = frozenset({"auc", "accuracy", "average_precision", "macro_f1", "r2", *METRICS["ranking"]})
 """Metrics of which more is better; the others are losses and errors."""
 
 MAX_CLASSES = 1000
@@ -50,11 +51,19 @@ class Task(Frozen):
     target_type: Type
     """The type of the target's column."""
     classes: list[Scalar] | None = None
-    """binary: the negative class, then the positive one; multiclass: sorted; regression: none."""
+    """binary: the negative class, then the positive one; multiclass: sorted; regression and ranking: none."""
     threshold: float = 0.5
     """binary: the label is positive where the probability is at least this."""
     loss: Loss | None = None
     """regression: what the model minimises, which is then the main metric; None: the squared error. Set by the model's family."""
+    weight: str | None = None
+    """The column that says how much each row counts, in training and in the metrics."""
+    group: str | None = None
+    """ranking: the column that tells the query of each row."""
+    class_counts: list[int] | None = None
+    """Train rows of each class, whatever they weigh."""
+    class_weights: list[float] | None = None
+    """What the weight of a train row of each class is multiplied by, in training alone."""
 
     @classmethod
     def fit(cls, spec: TaskSpec, column: Column, counts: dict[Scalar, int] | None, rows: int) -> Task:
@@ -77,11 +86,46 @@ class Task(Frozen):
                 f"task.type is regression, but target '{column.name}' is a string column, expected numbers; "
                 "set task.type to multiclass, or derive a number under data.derive"
             )
-        classes = None if kind == "regression" else _classes(kind, column, counts)
+        if kind == "ranking":
+            _check_labels(column, counts)
+        classes = None if kind in ("regression", "ranking") else _classes(kind, column, counts)
         if kind == "binary" and classes is not None:
             positive = _positive(spec.positive, column, classes)
             classes = [value for value in classes if value != positive] + [positive]
-        return cls(type=kind, target=column.name, target_type=column.type, classes=classes, threshold=spec.threshold)
+        made = cls(type=kind, target=column.name, target_type=column.type, classes=classes, threshold=spec.threshold)
+        return made.of_rows(spec, counts)
+
+    def of_rows(self, spec: TaskSpec, counts: dict[Scalar, int] | None) -> Task:
+        """The same task on these train rows: what is counted of them, and which columns say more of them.
+
+        Raises `SpecError` where the class weights do not go with the classes.
+        """
+        found = None
+        if self.classes is not None:
+            found = [(counts or {}).get(value, 0) for value in self.classes]
+        made = self.model_copy(update={"weight": spec.weight, "group": spec.group, "class_counts": found})
+        made.weighing(spec)
+        return made
+
+    def weighing(self, spec: TaskSpec) -> Task:
+        """The same task with the class weights of a Spec; raises `SpecError` where they do not go with the classes."""
+        wanted = spec.class_weight
+        if wanted is None:
+            return self.model_copy(update={"class_weights": None})
+        if self.classes is None or self.class_counts is None:
+            raise SpecError(f"task.class_weight goes with classes, but this is a {self.type}; use task.weight, or take it out")
+        if wanted == "balanced":
+            weights = [sum(self.class_counts) / (len(self.classes) * max(1, count)) for count in self.class_counts]
+            return self.model_copy(update={"class_weights": weights})
+        weights = [1.0] * len(self.classes)
+        for value, weight in wanted.items():
+            weights[self.classes.index(_class_meant(value, self.target, self.classes, "task.class_weight"))] = float(weight)
+        return self.model_copy(update={"class_weights": weights})
+
+    @property
+    def beside(self) -> list[str]:
+        """The columns that training and evaluating need besides the features and the target; no prediction does."""
+        return [name for name in (self.weight, self.group) if name is not None]
 
     @property
     def outputs(self) -> int:
@@ -97,7 +141,7 @@ class Task(Frozen):
     @property
     def loss_metric(self) -> str:
         """The metric that training minimises, and early stopping looks at."""
-        return "logloss" if self.type != "regression" else self.metric_names[0]
+        return "logloss" if self.classes is not None else self.metric_names[0]
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of the metric is better; `SpecError` for a metric that this task does not have."""
@@ -110,6 +154,9 @@ class Task(Frozen):
         values = self._of_target_type(values)
         if self.classes is None:
             numbers: Array = values.cast(pa.float64(), safe=False).to_numpy()
+            if self.type == "ranking" and ((numbers < 0) | (numbers != np.floor(numbers))).any():
+                wrong = numbers[(numbers < 0) | (numbers != np.floor(numbers))][0]
+                raise DataError(_no_label(self.target, wrong))
             if np.isinf(numbers).any():
                 raise DataError(
                     f"task.target: '{self.target}' is infinite in {np.isinf(numbers).sum()} rows, expected finite numbers; "
@@ -145,7 +192,7 @@ class Task(Frozen):
 
     def decode(self, raw: Array) -> pa.Table:
         """The answers as columns: label, probability; label, probabilities (a struct); value."""
-        if self.type == "regression":
+        if self.classes is None:
             return pa.table({"value": np.ascontiguousarray(raw, dtype=np.float64)})
         labels = self._class_values.take(pa.array(self.codes(raw)))
         probabilities = self.probabilities(raw)
@@ -217,6 +264,22 @@ def _check_target(column: Column, counts: dict[Scalar, int] | None, rows: int) -
         raise DataError(f"{where} is infinite in some train rows, expected finite numbers; drop these rows with data.where")
 
 
+def _check_labels(column: Column, counts: dict[Scalar, int] | None) -> None:
+    """Refuse a target that does not say how relevant rows are."""
+    if column.type not in ("int64", "float64"):
+        raise DataError(_no_label(column.name, column.type))
+    wrong = [value for value in counts or {} if not isinstance(value, str) and (value < 0 or value != math.floor(value))]
+    if counts is None or wrong:
+        raise DataError(_no_label(column.name, min(wrong) if wrong else f"of more than {MAX_CLASSES} different values"))
+
+
+def _no_label(target: str, found: object) -> str:
+    return (
+        f"task.target: '{target}' is {found}, but a ranking learns from labels that are integers of 0 and above, 0 being "
+        "irrelevant; derive such a column under data.derive"
+    )
+
+
 def _infer(column: Column, counts: dict[Scalar, int] | None) -> TaskType:
     """The type of a task that names none."""
     named = column.type in ("bool", "string") or column.kind in ("boolean", "categorical", "text")
@@ -249,13 +312,18 @@ def _positive(wanted: Scalar | None, column: Column, classes: list[Scalar]) -> S
     """The class whose probability is answered; what YAML made of a value is forgiven where only one class can be meant."""
     if wanted is None:
         return next((value for value in classes if value in (1, "yes")), classes[-1])  # true equals 1
+    return _class_meant(wanted, column.name, classes, "task.positive")
+
+
+def _class_meant(wanted: Scalar, target: str, classes: list[Scalar], where: str) -> Scalar:
+    """The class that a value in the Spec names."""
     exact = [value for value in classes if type(value) is type(wanted) and value == wanted]
     meant = exact or [value for value in classes if _means(wanted, value, classes)]
     if len(meant) == 1:
         return meant[0]
-    found = "may mean either class" if meant else "is no class"
+    found = f"may mean {'either class' if len(classes) == 2 else 'several classes'}" if meant else "is no class"
     known = did_you_mean(str(wanted), map(category_text, classes))
-    raise SpecError(f"task.positive: {wanted!r} {found} of target '{column.name}'{known}")
+    raise SpecError(f"{where}: {wanted!r} {found} of target '{target}'{known}")
 
 
 def _means(wanted: Scalar, value: Scalar, classes: list[Scalar]) -> bool:

@@ -149,7 +149,7 @@ def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], floa
     progress.note(f"run {made.id} goes on from step {step}")
     begun = replace(begun, resumed=[*begun.resumed, step])
     made.begin(begun)
-    prepared = Prepared.open(folder, **begun.prepare)
+    prepared = Prepared.open(folder, spec.task, **begun.prepare)
     return made, spec, replace(prepared, task=_checked_task(family, params, prepared, team)), begun
 
 

@@ -124,7 +124,7 @@ def _predictions(artifact: Artifact) -> dict[str, Any]:
     task = artifact.task
     number, label = {"type": "number"}, {"enum": task.classes}
     probability = number | {"minimum": 0, "maximum": 1}
-    if task.type == "regression":
+    if task.classes is None:
         answer = _object(value=number)
     elif task.type == "binary":
         answer = _object(label=label, probability=probability)

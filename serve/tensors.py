@@ -112,7 +112,7 @@ def _values(tensor: dict[str, Any], column: Column) -> list[Any]:
 def _outputs(task: Task, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The tensors of the answers; those of no answers tell names, datatypes and shapes."""
     num = len(answers)
-    if task.type == "regression":
+    if task.classes is None:
         return [_tensor("value", "FP64", [num], [answer["value"] for answer in answers])]
     classes = task.classes or []
     label = _tensor("label", _datatype_of(classes), [num], [answer["label"] for answer in answers])

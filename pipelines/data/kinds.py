@@ -8,6 +8,7 @@ the type that the files give them: their values are labels, identities and parts
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -61,21 +62,25 @@ class Inference:
     """Categorical columns with many categories, and how many."""
 
 
-def infer_kinds(source: Source, data: DataSpec, target: str) -> Inference:
-    """Read the first rows of three files and return what they say; raises as `infer_schema` does."""
+def infer_kinds(source: Source, data: DataSpec, target: str, beside: Sequence[str] = ()) -> Inference:
+    """Read the first rows of three files and return what they say; raises as `infer_schema` does.
+
+    `beside` are columns that are no features: as the target they stay what the files have.
+    """
     heads = heads_of(source)
     found = Inference(infer_schema(source, data, heads))
     Derivation(expressions=data.derive).extend(found.schema)  # a mistake in it is told before we ask which columns it names
     fixed = _fixed(data)
-    columns = [_infer(column, heads, data, target, fixed, found) for column in found.schema.columns]
+    labels = {target, *beside}
+    columns = [_infer(column, heads, data, labels, fixed, found) for column in found.schema.columns]
     for column in columns:
         found.reasons.setdefault(column.name, _TYPES[column.type] if column.kind != "text" else "long texts with spaces")
     return Inference(Schema(columns=columns), found.reasons, found.left_out, found.many)
 
 
-def _infer(column: Column, heads: Heads, data: DataSpec, target: str, fixed: set[str], found: Inference) -> Column:
+def _infer(column: Column, heads: Heads, data: DataSpec, labels: set[str], fixed: set[str], found: Inference) -> Column:
     name, given = column.name, data.kinds.get(column.name)
-    if name == target or column.type not in ("string", "int64"):
+    if name in labels or column.type not in ("string", "int64"):
         return column
     parts = [cast(head[name], column.type, lenient=True).drop_null() for _, head in heads if name in head.column_names]
     parts = [part for part in parts if len(part)]

@@ -3,7 +3,9 @@
     STORE/cache/KEY/
         manifest.json                  written last: its presence means complete; names the shards' folder
         schema.json preprocessor.json task.json profile.json quality.json
-        shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing
+        shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing:
+                                                  f0, f1, ..., __weight__ and __group__ (uint64: equal numbers are one
+                                                  query, whose rows stand together) where the Spec names them, __target__
         shards-XXXXXXXX/sample.parquet            the transformed row sample of the train split
 
 Shards are the one hand-over from Ray Data to every trainer: a worker opens the exact row range of its rank. Two runs that write
@@ -13,7 +15,7 @@ the same KEY at once write two shard folders; the manifest that is written last 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +27,8 @@ from pipelines.features.transform import Feature
 from pipelines.storage import Folder
 
 TARGET: Final = "__target__"
+WEIGHT: Final = "__weight__"
+GROUP: Final = "__group__"
 BUCKET_SALT: Final = 0xB0C4E7
 SAMPLE_GROUPS: Final = 16
 """Row groups of a rank that a sample of its targets is taken from, at most."""
@@ -45,7 +49,11 @@ class Batch(NamedTuple):
     target: np.ndarray[Any, np.dtype[np.float64]]
     """(rows,)."""
     weight: np.ndarray[Any, np.dtype[np.float64]] | None = None
-    """(rows,): how much each row counts; None: all the same."""
+    """(rows,): how much each row counts; None: all the same. In the shards it is `task.weight`; a fit gets the train rows' times
+    their class weights."""
+
+    group: np.ndarray[Any, np.dtype[np.uint64]] | None = None
+    """(rows,): ranking: a number for the query of each row; the rows of a query stand together."""
 
 
 class Range(NamedTuple):
@@ -63,15 +71,20 @@ class Shards:
     folder: Folder
     features: list[Feature]
     splits: dict[str, list[Shard]]
+    grouped: bool = False
+    """Rows belong to queries, which no two ranks may share."""
 
     @property
     def rows(self) -> dict[str, int]:
         return {split: sum(shard.rows for shard in shards) for split, shards in self.splits.items()}
 
     def ranges(self, split: str, rank: int, size: int) -> list[Range]:
-        """The part of a split that a rank reads: consecutive rows, every row in exactly one rank, sizes differ by at most one."""
-        rows = self.rows[split]
-        first, last = rank * rows // size, (rank + 1) * rows // size
+        """The part of a split that a rank reads: consecutive rows, every row in exactly one rank, sizes differ by at most one.
+
+        Where rows belong to queries a rank begins with the first whole one: sizes then differ by as much as a query has rows, and
+        a rank may have none.
+        """
+        first, last = self._border(split, rank, size), self._border(split, rank + 1, size)
         ranges, position = [], 0
         for shard in self.splits[split]:
             start, stop = max(first - position, 0), min(last - position, shard.rows)
@@ -79,6 +92,33 @@ class Shards:
                 ranges.append(Range(shard.file, start, stop))
             position += shard.rows
         return ranges
+
+    def _border(self, split: str, rank: int, size: int) -> int:
+        """The first row of a rank; looks at the queries around it and nothing else."""
+        rows = self.rows[split]
+        at = rank * rows // size
+        if not self.grouped or at in (0, rows):
+            return at
+        before = None
+        for groups in self._groups_from(split, at - 1):
+            before = groups[0] if before is None else before
+            others = np.flatnonzero(groups != before)
+            if len(others):
+                return at - 1 + int(others[0])
+            at += len(groups)
+        return rows
+
+    def _groups_from(self, split: str, row: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint64]]]:
+        """The queries of the rows from one on, a row group at a time."""
+        position = 0
+        for shard in self.splits[split]:
+            if row < position + shard.rows:
+                found = Range(shard.file, max(row - position, 0), shard.rows)
+                with pq.ParquetFile(f"{self.folder.path}/{shard.file}", filesystem=self.folder.filesystem) as file:
+                    for group, start, stop in _groups(file, found):
+                        column = file.read_row_group(group, [GROUP], use_threads=False).column(0)
+                        yield column.slice(start, stop - start).to_numpy()
+            position += shard.rows
 
     def read(self, range: Range) -> Iterator[Batch]:
         """Yield the rows in their order, at most a row group at a time."""
@@ -135,13 +175,17 @@ def spread(number: int, most: int) -> list[int]:
 
 def to_batch(table: pa.Table) -> Batch:
     """A shard's table as numbers."""
-    columns = [table.column(i).to_numpy() for i in range_of(table.num_columns)]
-    matrix = np.empty((table.num_rows, table.num_columns - 1), np.float64)
-    for i, column in enumerate(columns[:-1]):
-        matrix[:, i] = column
-    return Batch(matrix, columns[-1])
+    features = [i for i, name in enumerate(table.column_names) if not name.startswith("__")]
+    matrix = np.empty((table.num_rows, len(features)), np.float64)
+    for i in features:
+        matrix[:, i] = table.column(i).to_numpy()
+    weight = table[WEIGHT].to_numpy() if WEIGHT in table.column_names else None
+    group = table[GROUP].to_numpy() if GROUP in table.column_names else None
+    return Batch(matrix, table[TARGET].to_numpy(), weight, group)
 
 
-def to_table(columns: list[np.ndarray[Any, np.dtype[np.float64]]]) -> pa.Table:
-    """A shard's table: the features as f0, f1, ... (a feature's name may be anything) and the target, which comes last."""
-    return pa.table({**{f"f{i}": column for i, column in enumerate(columns[:-1])}, TARGET: columns[-1]})
+def to_table(
+    columns: list[np.ndarray[Any, np.dtype[np.float64]]], beside: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None
+) -> pa.Table:
+    """A shard's table: the features as f0, f1, ... (a feature's name may be anything), what is beside, and last the target."""
+    return pa.table({**{f"f{i}": column for i, column in enumerate(columns[:-1])}, **(beside or {}), TARGET: columns[-1]})

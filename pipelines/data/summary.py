@@ -8,7 +8,7 @@ fewer. What steps gather about transformed values takes a further pass (`gather`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.data.beside import check_beside
 from pipelines.data.described import Described
 from pipelines.data.read import Block, Counts, Reader, in_order, stream
 from pipelines.data.source import Source, Unit
@@ -26,6 +27,7 @@ from pipelines.features.stats import Numbers, NumberStatistics, Statistics
 from pipelines.features.transform import TEXT, Rows, State, described
 from pipelines.progress import Progress
 from pipelines.schema import Column, decoded, numbers, texts
+from pipelines.spec import TaskSpec
 
 SAMPLE_ROWS = 200_000
 MAX_CLASSES = 1000
@@ -85,6 +87,8 @@ class Summarise:
     """Rows whose hash is below this share of all hashes are in the sample."""
     preprocessor: Preprocessor
     """Not fitted yet: it gathers."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the task (see `TaskSpec.beside`); they are looked at here, before the long work."""
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> Summary:
         summary = Summary({}, Counter(), {})
@@ -92,6 +96,7 @@ class Summarise:
         samples: list[list[pa.Table]] = [[] for _ in SPLITS]
         hashes, places = [], []
         for block in blocks:
+            check_beside(block.table, self.beside, unit)
             columns.add(block.table, block.split)
             is_train = block.split == 0
             summary.merge(
@@ -143,7 +148,7 @@ def gather(source: Source, reader: Reader, preprocessor: Preprocessor, progress:
 
 
 def summarise(
-    source: Source, reader: Reader, columns: list[Column], preprocessor: Preprocessor, progress: Progress
+    source: Source, reader: Reader, columns: list[Column], preprocessor: Preprocessor, progress: Progress, task: TaskSpec
 ) -> tuple[Summary, Counts]:
     """Read the needed columns of all rows once and return the summary of the train split, with what was read.
 
@@ -154,7 +159,7 @@ def summarise(
     share = min(1.0, 1.05 * SAMPLE_ROWS / max(1, source.rows))
     total, counts = Summary({}, Counter(), dict.fromkeys(SPLITS, 0)), Counts()
     samples: list[Summary] = []
-    each = Summarise(tuple(columns), reader.target, share, preprocessor)
+    each = Summarise(tuple(columns), reader.target, share, preprocessor, task.beside)
     with progress.stage("statistics", total=source.rows) as stage:
         for summary in in_order(stream(source, reader, each), stage, counts):
             total.merge(summary)

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.prepared import TARGET, Shard, to_table
+from pipelines.data.beside import groups_of, weights_of
+from pipelines.data.prepared import GROUP, TARGET, WEIGHT, Shard, to_table
 from pipelines.data.read import Block
 from pipelines.data.source import Unit
-from pipelines.data.split import SPLITS, grouped, identity_of_values, salted
+from pipelines.data.split import SPLITS, Hashes, grouped, identity_of_values, salted
 from pipelines.features.preprocessor import Preprocessor
+from pipelines.metrics import starts_of
 from pipelines.spec import PrepareSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
@@ -52,10 +54,12 @@ class Encodings:
 
 
 class Placed(NamedTuple):
-    """A shard that a unit yielded, and which bucket its rows are of."""
+    """The shards that a unit yielded of a bucket."""
 
     bucket: int
-    shard: Shard
+    shards: list[Shard]
+    queries: Hashes | None
+    """Ranking: the query of each run of rows that have the same, in their order."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +76,42 @@ class WriteShards:
 
     def __call__(self, unit: Unit, blocks: Iterator[Block]) -> dict[str, list[Placed]]:
         writers: dict[tuple[int, int], ShardWriter] = {}
+        queries: dict[tuple[int, int], list[Hashes]] = {}
         try:
             for block in blocks:
                 folds = block.places if self.fitted and self.preprocessor.cross_fitted else None
                 columns = [*self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target])]
+                beside = self._beside(block, unit)
                 places = block.split.astype(np.int16) * self._buckets + self._bucket(block)
                 order, ends = grouped(places, len(SPLITS) * self._buckets)
                 for place, (start, end) in enumerate(pairwise(ends)):
                     if start < end:
                         split, bucket = divmod(place, self._buckets)
                         chosen = order if isinstance(order, slice) else order[start:end]
-                        rows = to_table([column[chosen] for column in columns])
+                        rows = to_table(
+                            [column[chosen] for column in columns], {name: found[chosen] for name, found in beside.items()}
+                        )
                         if (split, bucket) not in writers:
                             writers[split, bucket] = self._writer(unit, split, bucket, rows.schema)
                         writers[split, bucket].add(rows)
+                        if GROUP in beside:
+                            groups = beside[GROUP][chosen]
+                            queries.setdefault((split, bucket), []).append(groups[starts_of(groups)])
         finally:
             for writer in writers.values():
                 writer.close()
         found: dict[str, list[Placed]] = {}
         for (split, bucket), writer in sorted(writers.items()):
-            found.setdefault(SPLITS[split], []).extend(Placed(bucket, shard) for shard in writer.shards)
+            runs = np.concatenate(queries[split, bucket]) if (split, bucket) in queries else None
+            found.setdefault(SPLITS[split], []).append(Placed(bucket, writer.shards, runs))
+        return found
+
+    def _beside(self, block: Block, unit: Unit) -> dict[str, np.ndarray[Any, Any]]:
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        if self.task.weight is not None:
+            found[WEIGHT] = weights_of(block.table, self.task.weight, unit)
+        if self.task.group is not None:
+            found[GROUP] = groups_of(block.table, self.task.group, unit)
         return found
 
     @property

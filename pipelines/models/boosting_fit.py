@@ -26,7 +26,8 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
 
-from pipelines.metrics import Metrics
+from pipelines.errors import DataError
+from pipelines.metrics import Metrics, sizes_of
 from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting_params import LightGBMParams
 from pipelines.models.model import Matrix
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
 ROW_WISE_BYTES: Final = 128 << 20
+MAX_QUERY_ROWS: Final = 10_000
+"""LightGBM's own limit."""
 
 
 class Boosting:
@@ -52,6 +55,10 @@ class Boosting:
 
         self._text: str | None = None
         """Of all trees so far, on rank 0."""
+        self._weight: Matrix | None = None
+        """Of this rank's valid rows."""
+        self._sizes: Any = None
+        """The rows of each query of this rank's valid rows."""
         self._before = 0
         """Rounds of an earlier run that this fit goes on from."""
         if worker.start is not None:
@@ -161,12 +168,44 @@ class Boosting:
         dataset = lgb.Dataset(rows, reference=reference, params=reference.get_params())
         dataset.construct()
         dataset.set_label(np.concatenate(rows.targets) if rows.targets else np.array([]))
+        if split == "train":
+            self._check_weights(rows)
+            if rows.weights:
+                dataset.set_weight(np.concatenate(rows.weights))
+            if self._task.group is not None:
+                dataset.set_group(self._check_sizes(rows))
+        else:  # for our metrics alone: LightGBM's are not asked for
+            self._weight = np.concatenate(rows.weights) if rows.weights else None
+            self._sizes = sizes_of(np.concatenate(rows.groups)) if rows.groups else None
         if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
             scores = [self._start.model.raw(batch.matrix) for batch in self._worker.batches(split)]
             if scores:
                 dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
         return dataset
+
+    def _check_weights(self, rows: Rows) -> None:
+        """Raise `DataError` where a rank's rows weigh nothing: LightGBM would divide by the sum of their weights."""
+        if self._task.weight is None:
+            return
+        sums = self._worker.gather("weights", float(sum(weights.sum() for weights in rows.weights)))
+        if min(sums) <= 0:
+            whose = "all train rows" if max(sums) <= 0 else f"all rows of worker {sums.index(min(sums))}"
+            raise DataError(
+                f"task.weight: '{self._task.weight}' is 0 in {whose}; drop rows that weigh nothing with data.where, or lower "
+                "train.workers"
+            )
+
+    def _check_sizes(self, rows: Rows) -> Any:
+        """The rows of each query of this rank; raises `DataError` where one is too large for LightGBM."""
+        sizes = sizes_of(np.concatenate(rows.groups))
+        largest = max(self._worker.gather("queries", int(sizes.max())))
+        if largest > MAX_QUERY_ROWS:
+            raise DataError(
+                f"task.group: a query of '{self._task.group}' has {largest:,} rows, and LightGBM ranks at most "
+                f"{MAX_QUERY_ROWS:,}; drop some with data.where, or name another column"
+            )
+        return sizes
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):
@@ -186,14 +225,12 @@ class Boosting:
 
     def _add(self, metrics: Metrics, probabilities: Matrix, data: lgb.Dataset) -> list[tuple[str, float, bool]]:
         """LightGBM hands over answers, not raw scores; the logarithm brings logits back."""
-        if self._task.type == "regression":
-            metrics.add(np.asarray(data.get_label()), probabilities)
-        else:
+        raw = probabilities
+        if self._task.classes is not None:
             with np.errstate(divide="ignore"):
                 log = np.log(probabilities)
-                metrics.add(
-                    np.asarray(data.get_label()), log if self._task.type == "multiclass" else log - np.log1p(-probabilities)
-                )
+                raw = log if self._task.type == "multiclass" else log - np.log1p(-probabilities)
+        metrics.add(np.asarray(data.get_label()), raw, self._weight, self._sizes)
         return []
 
     def _stopped(self, step: int) -> bool:
@@ -243,7 +280,7 @@ def connected(network: dict[str, Any], settings: dict[str, Any], reference: lgb.
 
 
 class Rows(lgb.Sequence):
-    """The rows of a rank as LightGBM asks for them, front to back; keeps their targets."""
+    """The rows of a rank as LightGBM asks for them, front to back; keeps their targets, weights and queries."""
 
     batch_size = 65_536
 
@@ -253,6 +290,9 @@ class Rows(lgb.Sequence):
         self._waiting: list[Matrix] = []
         self._position = 0
         self.targets: list[Matrix] = []
+        self.weights: list[Matrix] = []
+        """None where all rows weigh the same."""
+        self.groups: list[Any] = []
 
     def __len__(self) -> int:
         return self._rows
@@ -264,6 +304,10 @@ class Rows(lgb.Sequence):
             batch = next(self._batches)
             self._waiting.append(batch.matrix)
             self.targets.append(batch.target)
+            if batch.weight is not None:
+                self.weights.append(batch.weight)
+            if batch.group is not None:
+                self.groups.append(batch.group)
         found = np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         self._waiting = [found[wanted:]] if len(found) > wanted else []
         self._position = index.stop

@@ -95,13 +95,10 @@ ELSEWHERE: Final = {
         "eval_at ndcg_eval_at ndcg_at map_eval_at map_at multi_error_top_k auc_mu_weights"
     ),
     "needs all raw rows in one process": "linear_tree linear_trees linear_lambda",
-    "is for ranking, which is no task here": (
-        "lambdarank_truncation_level lambdarank_norm lambdarank_position_bias_regularization label_gain objective_seed "
-        "bagging_by_query"
-    ),
     "is not supported here": (
-        "cegb_tradeoff cegb_penalty_split cegb_penalty_feature_lazy cegb_penalty_feature_coupled top_k topk "
-        "histogram_pool_size hist_pool_size sigmoid refit_decay_rate early_stopping_min_delta"
+        "lambdarank_position_bias_regularization label_gain objective_seed bagging_by_query cegb_tradeoff cegb_penalty_split "
+        "cegb_penalty_feature_lazy cegb_penalty_feature_coupled top_k topk histogram_pool_size hist_pool_size sigmoid "
+        "refit_decay_rate early_stopping_min_delta"
     ),
 }
 """What is said of LightGBM's other parameters."""

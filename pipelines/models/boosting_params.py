@@ -32,7 +32,8 @@ Positive = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
-Objective = Literal["l2", "l1", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "binary", "multiclass"]
+Objective = Literal["l2", "l1", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "binary", "multiclass",
+    "lambdarank", "rank_xendcg"]  # fmt: skip
 
 
 class LightGBMParams(Frozen):
@@ -53,7 +54,7 @@ class LightGBMParams(Frozen):
     """
 
     objective: Objective | None = None
-    """Of a regression; default l2. Other tasks have one each."""
+    """Of a regression, default l2, or a ranking, default lambdarank. Other tasks have one each."""
     boosting: Literal["gbdt", "dart", "rf"] = "gbdt"
     data_sample_strategy: Literal["bagging", "goss"] = "bagging"
     """goss: the rows with large gradients, and some of the others."""
@@ -147,6 +148,11 @@ class LightGBMParams(Frozen):
     scale_pos_weight: Positive = 1.0
     is_unbalance: bool = False
     """Binary: weight both classes as if they were equally frequent."""
+
+    lambdarank_truncation_level: Annotated[int, Field(ge=1)] | None = None
+    """lambdarank: how many of the first rows of a query count in training, 30; a little more than the k of the wanted ndcg@k."""
+    lambdarank_norm: bool | None = None
+    """lambdarank: whether queries with many rows and large differences are toned down; true."""
 
     use_quantized_grad: bool = False
     num_grad_quant_bins: Annotated[int, Field(ge=2, le=64)] | None = None
@@ -245,9 +251,15 @@ class LightGBMParams(Frozen):
                 f"{where}.objective: '{self.objective}' goes with a {wanted} task, but this is a {task.type}: target "
                 f"'{task.target}'; set task.type: {wanted}, or take the objective out"
             )
-        for name in BINARY if task.type != "binary" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise SpecError(f"{where}.{name} goes with a binary task, but this is a {task.type}; take it out")
+        for kind, names in ONLY.items():
+            for name in names if task.type != kind else ():
+                if getattr(self, name) != _default(name):
+                    raise SpecError(f"{where}.{name} goes with a {kind} task, but this is a {task.type}; take it out")
+        if task.type == "ranking":
+            _check_ranking(task, shards, workers)
+        own = next((name for name in ("is_unbalance", "scale_pos_weight") if getattr(self, name) != _default(name)), None)
+        if own and task.class_weights is not None:
+            raise SpecError(f"{where}.{own} and task.class_weight both weight the classes; take one of them out")
         if self.objective in LOWEST:
             (lowest, allowed), (low, _) = LOWEST[self.objective], shards.target_range()
             if low < 0 or (low == 0 and not allowed):
@@ -301,8 +313,7 @@ class LightGBMParams(Frozen):
         if task.type == "multiclass":
             own["num_class"] = task.outputs
         own |= {name: segment_seed(own[name], segment) for name in SEEDS if name in own}
-        default = "l2" if task.type == "regression" else task.type
-        objective = self.objective or default
+        objective = self.objective or {"regression": "l2", "ranking": "lambdarank"}.get(task.type, task.type)
         return own | {"objective": {"l2": "regression", "l1": "regression_l1"}.get(objective, objective)}
 
     def _loss(self) -> Loss | None:
@@ -321,6 +332,23 @@ class LightGBMParams(Frozen):
             ),
         }
         return losses.get(self.objective or "l2")
+
+
+def _check_ranking(task: Task, shards: Shards, workers: int) -> None:
+    highest = shards.target_range()[1]
+    if highest > MAX_LABEL:
+        raise DataError(
+            f"task.target: '{task.target}' goes up to {highest:g}, but LightGBM has gains for labels from 0 to {MAX_LABEL}; "
+            "derive a column with fewer levels under data.derive"
+        )
+    if not all(shards.ranges("train", rank, workers) for rank in range(workers)):
+        raise DataError(
+            f"train.workers: a query is never split, and the train rows have too few for {workers}; lower train.workers"
+        )
+
+
+def _default(name: str) -> Any:
+    return LightGBMParams.model_fields[name].default
 
 
 def _check_alike(what: str, samples: list[np.ndarray[Any, np.dtype[np.float64]]]) -> None:
@@ -350,11 +378,18 @@ def _shown(value: object) -> str:
 
 
 SEGMENT: Final = 50
+MAX_LABEL: Final = 30
 OURS: Final = {"rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}
 """Parameters that are not LightGBM's."""
-BINARY: Final = ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance", "scale_pos_weight")
+ONLY: Final = {
+    "binary": ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance", "scale_pos_weight"),
+    "ranking": ("lambdarank_truncation_level", "lambdarank_norm"),
+}
+"""Parameters that a single type of task has."""
 SEEDS: Final = ("seed", "bagging_seed", "feature_fraction_seed", "extra_seed")
-TASKS: Final[dict[str, TaskType]] = {"binary": "binary", "multiclass": "multiclass"}
+TASKS: Final[dict[str, TaskType]] = {
+    "binary": "binary", "multiclass": "multiclass", "lambdarank": "ranking", "rank_xendcg": "ranking",
+}  # fmt: skip
 """Objectives of other tasks than regression."""
 RENEWED: Final = ("l1", "quantile", "mape")
 """Objectives whose leaves are set once the tree is grown: by each worker from its own rows, and of these the mean is taken."""

@@ -57,6 +57,8 @@ class Worker:
     attempt: str
     connect: Callable[[Worker], dict[str, Any]] | None = None
     """How the family's library is told where the ranks are; None for one that needs no network of its own."""
+    class_weights: list[float] | None = None
+    """What the weight of each class's train rows is multiplied by."""
     networks: int = 0
     """How many networks were made so far."""
     logged: list[dict[str, Any]] = field(default_factory=list)
@@ -81,9 +83,19 @@ class Worker:
         return self.shards.ranges(split, self.rank, self.size)
 
     def batches(self, split: str) -> Iterator[Batch]:
-        """Yield this rank's rows in their order, a row group at a time."""
+        """Yield this rank's rows in their order, a row group at a time.
+
+        Train rows weigh what a fit takes them for: their own weight times their class's. Other rows have their own, that of the
+        metrics.
+        """
+        factors = np.array(self.class_weights) if self.class_weights is not None and split == "train" else None
         for found in self.ranges(split):
-            yield from self.shards.read(found)
+            for batch in self.shards.read(found):
+                if factors is None:
+                    yield batch
+                    continue
+                by_class = factors[batch.target.astype(np.int64)]
+                yield batch._replace(weight=by_class if batch.weight is None else batch.weight * by_class)
 
     def rows(self, split: str) -> int:
         """How many rows this rank has."""
@@ -169,6 +181,7 @@ def train_loop(config: dict[str, Job]) -> None:
         start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
+        class_weights=job.task.class_weights,
     )
     if rank == 0 and worker.start is not None:
         worker.logged += worker.start.state.get("logged", [])
