@@ -37,6 +37,8 @@ class Parent:
         Raises `ArtifactError` where it is missing or damaged, `SpecError` where it does not go with the Spec.
         """
         if spec.model.from_ is None:
+            if spec.model.params.get("refit"):
+                raise SpecError("model.params.refit: fits the leaves of another run's trees; name that run under model.from")
             return None
         try:
             run = RunStore.at(spec.store).find(spec.model.from_)

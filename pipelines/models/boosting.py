@@ -53,8 +53,12 @@ class LightGBM:
     @classmethod
     def fit(cls, params: LightGBMParams, task: Task, worker: Worker) -> None:
         from pipelines.models.boosting_fit import Boosting
+        from pipelines.models.boosting_refit import refit
 
-        Boosting(params, task, worker).run()
+        if params.refit:
+            refit(params, task, worker)
+        else:
+            Boosting(params, task, worker).run()
 
     @classmethod
     def check(cls, params: LightGBMParams, task: Task, shards: Shards, workers: int) -> Task:

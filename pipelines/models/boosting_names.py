@@ -98,7 +98,7 @@ ELSEWHERE: Final = {
     "is not supported here": (
         "lambdarank_position_bias_regularization label_gain objective_seed bagging_by_query cegb_tradeoff cegb_penalty_split "
         "cegb_penalty_feature_lazy cegb_penalty_feature_coupled top_k topk histogram_pool_size hist_pool_size sigmoid "
-        "refit_decay_rate early_stopping_min_delta"
+        "early_stopping_min_delta"
     ),
 }
 """What is said of LightGBM's other parameters."""

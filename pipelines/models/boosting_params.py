@@ -154,6 +154,11 @@ class LightGBMParams(Frozen):
     lambdarank_norm: bool | None = None
     """lambdarank: whether queries with many rows and large differences are toned down; true."""
 
+    refit: bool = False
+    """With model.from: keep that run's splits and fit their leaves to this data, instead of adding rounds."""
+    refit_decay_rate: Part | None = None
+    """How much of a leaf's old value stays; default 0.9."""
+
     use_quantized_grad: bool = False
     num_grad_quant_bins: Annotated[int, Field(ge=2, le=64)] | None = None
     quant_train_renew_leaf: bool | None = None
@@ -237,6 +242,18 @@ class LightGBMParams(Frozen):
                 "choose huber or l2, or take the constraints out",
             ),
             (
+                self.refit and objective not in REFITTED,
+                f"refit goes with the objectives {', '.join(REFITTED)}, but objective is {objective}; take refit out",
+            ),
+            (
+                self.refit and self.is_unbalance,
+                "refit does not know is_unbalance; write task.class_weight: balanced",
+            ),
+            (
+                self.refit and self.path_smooth > 0,
+                "refit fits each leaf by itself, without path_smooth; take one of them out",
+            ),
+            (
                 self.device_type == "gpu" and max([self.max_bin, *(self.max_bin_by_feature or {}).values()]) > 255,
                 "device_type: gpu has at most 255 bins; lower max_bin",
             ),
@@ -268,6 +285,8 @@ class LightGBMParams(Frozen):
                     "choose another objective, or drop such rows with data.where"
                 )
         by_feature(self, shards.features)
+        if self.refit and task.type == "ranking":
+            raise SpecError(f"{where}.refit: the trees of a ranking are not fitted anew; take it out to add rounds")
         if self.interaction_constraints and workers > 1:
             raise SpecError(
                 f"{where}.interaction_constraints: LightGBM 4.7 crashes with them on several workers, and there are {workers}; "
@@ -379,7 +398,7 @@ def _shown(value: object) -> str:
 
 SEGMENT: Final = 50
 MAX_LABEL: Final = 30
-OURS: Final = {"rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}
+OURS: Final = {"refit", "refit_decay_rate", "rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}
 """Parameters that are not LightGBM's."""
 ONLY: Final = {
     "binary": ("pos_bagging_fraction", "neg_bagging_fraction", "is_unbalance", "scale_pos_weight"),
@@ -395,6 +414,7 @@ RENEWED: Final = ("l1", "quantile", "mape")
 """Objectives whose leaves are set once the tree is grown: by each worker from its own rows, and of these the mean is taken."""
 APART: Final = 0.2
 """By what share of their rows the targets of two workers may differ (Kolmogorov and Smirnov's distance), besides chance."""
+REFITTED: Final = ("l2", "binary", "multiclass")
 LOWEST: Final = {"poisson": ("of 0 and above", True), "tweedie": ("of 0 and above", True), "gamma": ("above 0", False)}
 """Which targets an objective can learn, and whether 0 is one."""
 DEFAULTS: Final = {"objective": "l2"}
@@ -405,6 +425,7 @@ BELONGS: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
     "poisson_max_delta_step": ("objective", ("poisson",)),
     "reg_sqrt": ("objective", ("l2",)),
     "segment": ("boosting", ("gbdt",)),
+    "refit_decay_rate": ("refit", (True,)),
     "drop_rate": ("boosting", ("dart",)),
     "max_drop": ("boosting", ("dart",)),
     "skip_drop": ("boosting", ("dart",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pipelines.errors import ArtifactError, UserError
 from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.storage import Folder
-from pipelines.train import train
+from pipelines.train import run, train
 from tests.local.conftest import wait_for
 from tests.local.test_journey import environment
 from tests.local.test_pipeline import people, slots, spec_of
@@ -249,9 +250,30 @@ def test_new_data_continues_a_run_with_its_features_and_trees(
     assert 0 < first_new["internal_count"] <= made.record["rows"]["train"]
 
 
+def test_the_leaves_of_a_run_are_fitted_to_new_data(undisturbed: dict[int, Run], data: Path, store: Path, tmp_path: Path) -> None:
+    parent = undisturbed[2]
+    people(3000, seed=3).with_columns(pl.col("bought").not_()).write_parquet(tmp_path / "new.parquet")
+    params = {"refit": True, "refit_decay_rate": 0.0}
+
+    made = {
+        workers: run(
+            spec_of(tmp_path / "new.parquet", store, model={"from": parent.id, "params": params}, train={"workers": workers}),
+            free_slots=slots,
+        )
+        for workers in (1, 2)
+    }
+
+    splits = [re.findall(r"^threshold=.*$", model_of(each).decode(), flags=re.M) for each in (parent, made[1], made[2])]
+    assert splits[0] == splits[1] == splits[2] and len(splits[0]) == ROUNDS
+    assert made[1].metrics["test"]["auc"] > 0.7  # the answers have turned round with the rows
+    assert made[1].metrics["test"] == pytest.approx(made[2].metrics["test"], abs=1e-9)
+    assert made[1].record["parent"] == parent.path
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        ({"model": {"params": {"refit": True}}}, "model.params.refit: fits the leaves of another run's trees; name that run"),
         ({"model": {"from": "people@lates"}}, "model.from: 'people@lates' is no run; expected people@latest or people@best"),
         ({"model": {"from": "nothing"}}, "model.from: there is no run 'nothing'"),
         (

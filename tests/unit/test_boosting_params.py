@@ -75,7 +75,7 @@ def test_every_answer_is_about_a_name_of_lightgbm() -> None:
 
     assert {*CALLED, *ANSWERS} <= known
     assert not {*CALLED, *ANSWERS} & LightGBMParams.model_fields.keys()
-    assert set(LightGBMParams.model_fields) - known == {"rounds", "segment", "eval_every", "max_category"}
+    assert set(LightGBMParams.model_fields) - known == {"rounds", "segment", "eval_every", "max_category", "refit"}
 
 
 def test_a_typo_gets_the_nearest_name() -> None:
