@@ -42,6 +42,8 @@ class LightGBMParams(Frozen):
     - **Objectives** of a regression. `poisson`, `gamma` and `tweedie` learn the logarithm; answers are on the target's scale all
       the same. On several workers LightGBM sets the leaves of `l1`, `quantile` and `mape` to the mean of what each worker's rows
       alone would give: exact on one worker, close on workers with like rows. Rows sorted by the target are refused.
+    - **Ranking** on several workers: LightGBM estimates the rows of a leaf from its hessians, which differ greatly there, so that
+      `min_data_in_leaf` acts somewhat differently than on one worker; without it the trees are the same.
     - **dart** rescales earlier trees in later rounds. The best of its rounds cannot be cut out afterwards, so there is no early
       stopping, and a fit is one segment: what is killed starts anew.
     - **rf** averages its trees, all grown from the same start: `learning_rate` is of no account, early stopping keeps the average
