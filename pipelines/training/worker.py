@@ -5,6 +5,7 @@ A family's `fit` is written against this class alone, so it neither knows Ray Tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -57,6 +58,11 @@ class Worker:
     attempt: str
     connect: Callable[[Worker], dict[str, Any]] | None = None
     """How the family's library is told where the ranks are; None for one that needs no network of its own."""
+    gpu: bool = False
+    """Whether it has a GPU of its own."""
+    strategy: str = "ddp"
+    """ddp | fsdp: whether each rank has the whole model or a part of it; of families that can."""
+    compile: bool = False
     networks: int = 0
     """How many networks were made so far."""
     logged: list[dict[str, Any]] = field(default_factory=list)
@@ -108,22 +114,33 @@ class Worker:
             self.logged.append({"step": step, "total": total, "metrics": metrics})
             self.rendezvous.report.remote(self.logged[-1])
 
-    def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
+    def refuse(self, why: str) -> None:
+        """End the fit with a sentence for the user; every rank calls it and then returns. Checkpoints stay as they are."""
+        if self.rank == 0:
+            self.rendezvous.report.remote({"refused": why})
+
+    def report(self, step: int, model: Model | None, state: dict[str, Any], *, aside: bool = False) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
 
-        The last report of a fit has the key `final` in its state, and the model as it is to be used.
+        The last report of a fit has the key `final` in its state, and the model as it is to be used. `aside`: the files go to the
+        store while the fit goes on; until they are there the checkpoint before is the last one.
         """
         import ray.train
 
+        mode = ray.train.CheckpointUploadMode.ASYNC if aside else ray.train.CheckpointUploadMode.SYNC
         if model is None:
-            ray.train.report({"step": step})
+            ray.train.report({"step": step}, checkpoint_upload_mode=mode)
             return
-        with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        with contextlib.ExitStack() as stack:
+            if aside:
+                path = tempfile.mkdtemp(prefix="heliostat-")  # Ray Train deletes it once it is in the store
+            else:
+                path = stack.enter_context(tempfile.TemporaryDirectory(prefix="heliostat-"))
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
             (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_upload_mode=mode)
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,9 @@ class Job:
     rendezvous: Any
     parent: Folder | None = None
     """The model to go on from where there is no checkpoint."""
+    gpu: bool = False
+    strategy: str = "ddp"
+    compile: bool = False
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -169,6 +189,9 @@ def train_loop(config: dict[str, Job]) -> None:
         start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
+        gpu=job.gpu,
+        strategy=job.strategy,
+        compile=job.compile,
     )
     if rank == 0 and worker.start is not None:
         worker.logged += worker.start.state.get("logged", [])
@@ -202,7 +225,10 @@ def _cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16, int(get_num_cpus())))
 
 
-NETWORKS = {"lightgbm": lightgbm_network}
+NETWORKS: dict[str, Callable[[Worker], dict[str, Any]] | None] = {
+    "lightgbm": lightgbm_network,
+    "torch": None,  # Ray Train has connected the ranks before the loop begins
+}
 
 
 def last_checkpoint(folder: Folder) -> str | None:
