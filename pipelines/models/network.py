@@ -93,7 +93,7 @@ class FittedNetwork:
 
     def predict(self, matrix: Matrix) -> Matrix:
         """Logits (rows,) or (rows, classes), or values (rows,): float32 arithmetic, on the target's scale in float64."""
-        rows = np.ascontiguousarray(matrix, np.float32)
+        rows = to_float32(matrix)
         most = rows_at_once(self.layout)
         parts = [self._session.run(None, {INPUT: rows[at : at + most]})[0] for at in range(0, len(rows), most)]
         outputs = self.layout.outputs
@@ -125,6 +125,12 @@ class FittedNetwork:
 
         layout = Layout.model_validate_json((folder / CONFIG).read_text())
         return cls(layout, (folder / WEIGHTS).read_bytes(), read(PROGRAM), read(TRAINING))
+
+
+def to_float32(matrix: Matrix) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The matrix as a network sees it; what is too large becomes infinite, and the module cuts that off."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(matrix, np.float32)
 
 
 def on_scale(layout: Layout, raw: Matrix) -> Matrix:

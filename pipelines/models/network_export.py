@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.models.model import Matrix
-from pipelines.models.network import INPUT, FittedNetwork
+from pipelines.models.network import INPUT, FittedNetwork, to_float32
 from pipelines.models.network_modules import Answer, Network
 
 TOLERANCE: Final = 1e-5
@@ -49,7 +49,7 @@ def _compare(answer: Answer, program: bytes, sample: Matrix) -> None:
     plain = layout.model_copy(update={"center": 0.0, "scale": 1.0})
     found = FittedNetwork(plain, b"", program).predict(rows)
     with torch.no_grad():
-        wanted = answer(torch.from_numpy(rows.astype(np.float32))).double().numpy()
+        wanted = answer(torch.from_numpy(to_float32(rows))).double().numpy()
     assert found.shape == wanted.shape, f"the ONNX program answers {found.shape}, the module {wanted.shape}"
     off = float(np.max(np.abs(found - wanted), initial=0.0) / max(1.0, float(np.max(np.abs(wanted), initial=0.0))))
     assert off <= TOLERANCE, f"the ONNX program is off by {off:.3g} of the largest raw score"

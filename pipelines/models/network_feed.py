@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from pipelines.data.prepared import Range, Shards
-from pipelines.models.network import POOL_BYTES, POOL_ROWS
+from pipelines.models.network import POOL_BYTES, POOL_ROWS, to_float32
 
 if TYPE_CHECKING:
     from pipelines.training.worker import Worker
@@ -144,7 +144,7 @@ class Feed:
         for piece in pieces:
             for batch in self._shards.read(piece):
                 to = place[position : position + len(batch.target)]
-                matrix[to] = batch.matrix
+                matrix[to] = to_float32(batch.matrix)
                 target[to] = (batch.target - self._center) / self._scale
                 if batch.weight is not None:
                     weight = np.empty(rows, np.float32) if weight is None else weight

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pipelines.metrics import Metrics
 from pipelines.models.model import Matrix
-from pipelines.models.network import FittedNetwork, on_scale, rows_at_once
+from pipelines.models.network import FittedNetwork, on_scale, rows_at_once, to_float32
 from pipelines.models.network_export import exported
 from pipelines.models.network_feed import Feed, Rows
 from pipelines.models.network_layout import Layout
@@ -35,7 +35,7 @@ from pipelines.tasks import Task
 if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
-RECENT: Final = 50
+RECENT: Final = 20
 """Steps over which the loss is averaged before it is called diverged."""
 DIVERGED: Final = 100.0
 """So many times the loss of a constant answer."""
@@ -178,12 +178,17 @@ class Training:
         return norm
 
     def _shrink(self, rate: float) -> None:
-        """The proximal step of l1: weights go towards 0 and stay there."""
-        if isinstance(self._params, LinearParams) and self._params.l1:
-            with torch.no_grad():
-                for name, value in self._named.items():
-                    if name != "bias":
-                        value.copy_(value.sign() * (value.abs() - rate * self._params.l1).clamp(min=0))
+        """The proximal step of l1: weights go towards 0, as far as the optimizer would take the same gradient, and stay there."""
+        if not isinstance(self._params, LinearParams) or not self._params.l1:
+            return
+        with torch.no_grad():
+            for name, value in self._named.items():
+                if name != "bias":
+                    less: Any = rate * self._params.l1
+                    state = self._optimizer.state[value]
+                    if "exp_avg_sq" in state:
+                        less = less / ((state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8)
+                    value.copy_(value.sign() * (value.abs() - less).clamp(min=0))
 
     def _note(self, loss: float, norm: float) -> None:
         """Keep what tells how it goes; equal on every rank."""
@@ -246,7 +251,7 @@ class Training:
         with torch.no_grad(), self._precision():
             for batch in batches:
                 for at in range(0, len(batch.target), most):
-                    matrix = self._there(batch.matrix[at : at + most].astype(np.float32))
+                    matrix = self._there(to_float32(batch.matrix[at : at + most]))
                     raw = self._network.scores(self._network(matrix).float()).double().cpu().numpy()
                     left = None if left is None else left - 1
                     yield batch.target[at : at + most], on_scale(self._layout, raw)
@@ -345,7 +350,7 @@ class Training:
         ]
         groups = [group for group in groups if group["params"]]
         if isinstance(params, LinearParams) and params.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=params.learning_rate, momentum=0.9)
+            return torch.optim.SGD(groups, lr=params.learning_rate)
         return torch.optim.AdamW(groups, lr=params.learning_rate, fused=not self._sharded or self._device.type == "cuda")
 
     def _restore(self) -> None:
