@@ -39,9 +39,7 @@ def shards_of(folder: Path, kind: type[Shards] = Shards) -> Shards:
 
 
 def feed_of(shards: Shards, rank: int = 0, size: int = 1, *, steps: int = 9, seed: int = 1, pool: int = 120) -> Feed:
-    worker = Worker(
-        rank=rank, size=size, threads=1, checkpoint_every=10, shards=shards, start=None, rendezvous=None, attempt="a"
-    )
+    worker = Worker(rank=rank, size=size, threads=1, checkpoint_every=10, shards=shards, start=None, rendezvous=None, attempt="a")
     return Feed(worker, seed=seed, steps=steps, pool_rows=pool)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ def test_logistic_regression_is_that_of_scikit_learn(unexported: None, tmp_path:
     model = trained(Linear, run, epochs=60, learning_rate=0.1, early_stopping=None, l2=0.01)
     assert model is not None
     matrix, target = matrix_of(4000, 0)
-    inputs = np.column_stack([np.nan_to_num(matrix[:, 0]), np.isnan(matrix[:, 0]), matrix[:, 2], *(matrix[:, 1] == np.arange(5)[:, None])])
+    inputs = np.column_stack(
+        [np.nan_to_num(matrix[:, 0]), np.isnan(matrix[:, 0]), matrix[:, 2], *(matrix[:, 1] == np.arange(5)[:, None])]
+    )
     plain = LogisticRegression(C=1 / (4000 * 0.01), max_iter=1000).fit(inputs, target)
     assert np.allclose(scores(model, matrix), plain.decision_function(inputs), atol=0.02)
 
@@ -346,7 +349,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     params = NetworkParams(learning_rate=1.0, warmup=0.1)
     rates = [params.learning_rate_at(step, 100) for step in range(100)]
     assert np.argmax(rates) == 10 and rates[10] == 1.0 and 0 < rates[0] < 0.1
-    assert all(one > other for one, other in zip(rates[10:], rates[11:], strict=False)) and 0 < rates[-1] < 0.001
+    assert all(one > other for one, other in itertools.pairwise(rates[10:])) and 0 < rates[-1] < 0.001
 
 
 def test_a_replica_that_answers_imports_no_torch(tmp_path: Path) -> None:
@@ -368,7 +371,9 @@ def test_memory_grows_with_what_a_network_is_made_of(params: NetworkParams) -> N
     assert FittedNetwork.memory(params, 10**9, 30, 1) < memory() + (400 << 20)  # pools, not the split
 
 
-def test_a_worker_without_a_gpu_computes_on_the_cpu_whatever_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_gpu_computes_on_the_cpu_whatever_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     run = run_of(tmp_path)
