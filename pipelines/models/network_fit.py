@@ -91,13 +91,19 @@ class Training:
         return self._worker.strategy == "fsdp" and self._distributed
 
     def run(self) -> None:
-        worker, params = self._worker, self._params
+        """Fit, and report the network."""
+        worker = self._worker
         if "final" in self._state:  # lost behind the last report
             assert worker.start is not None
             worker.report(worker.start.step, worker.start.model if worker.rank == 0 else None, worker.start.state)
             return
-        steps = self._feed.steps
-        last = params.epochs * steps
+        if self.learn():
+            self._end()
+
+    def learn(self) -> bool:
+        """Take all steps; return whether they went well."""
+        worker, steps = self._worker, self._feed.steps
+        last = self._params.epochs * steps
         stop = self._stopped()
         with self._feed.batches(self._step, last) as batches:
             while self._step < last and not stop:
@@ -105,13 +111,13 @@ class Training:
                 self._step += 1
                 if wrong := self._wrong():
                     worker.refuse(wrong)
-                    return
+                    return False
                 if self._step % steps == 0:
                     self._evaluate(last)
                     stop = self._stopped()
                 if self._step % worker.checkpoint_every == 0 and self._step < last and not stop:
-                    self._checkpoint()
-        self._end()
+                    worker.report(self._step, self.going_on(), self._state, aside=True)
+        return True
 
     def _learn(self, rows: Rows, last: int) -> None:
         """Take one step."""
@@ -271,17 +277,24 @@ class Training:
         patience, best = self._params.early_stopping, self._state.get("best_step")
         return patience is not None and best is not None and self._step - best >= patience * self._feed.steps
 
-    def _checkpoint(self) -> None:
+    def measured(self) -> Metrics:
+        """The metrics of the network as it is on this rank's train rows."""
+        metrics = Metrics(self._task)
+        for target, raw in self._answers("train"):
+            metrics.add(target, raw)
+        return metrics
+
+    def going_on(self) -> FittedNetwork | None:
+        """The network as it is with all that is needed to go on, on rank 0; every rank calls it."""
         weights = self._weights()
         training = {f"best/{name}": self._whole(name, value) for name, value in self._best.items()}
         for name, parameter in self._named.items():
             for key, value in self._optimizer.state[parameter].items():
                 whole = value.full_tensor() if hasattr(value, "full_tensor") else value
                 training[f"optimizer/{key}/{name}"] = whole.detach().cpu().contiguous()
-        model = None
-        if self._worker.rank == 0:
-            model = self._family(self._layout, write_tensors(weights), training=write_tensors(training))
-        self._worker.report(self._step, model, self._state, aside=True)
+        if self._worker.rank > 0:
+            return None
+        return self._family(self._layout, write_tensors(weights), training=write_tensors(training))
 
     def _end(self) -> None:
         kept = {name: self._whole(name, value) for name, value in self._best.items()} or self._weights()
@@ -317,7 +330,8 @@ class Training:
         from torch.distributed.tensor import distribute_tensor
 
         parameter: Any = self._named[name]
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+        # Every rank has the whole: nothing is sent, and safetensors hands its tensors out in another order on each rank.
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
     def _shard(self) -> None:
         if not self._sharded:

@@ -38,6 +38,8 @@ class NetworkParams(Frozen):
     """Rows of a step on all workers together: more workers follow the same recipe."""
     epochs: Annotated[int, Field(ge=1)] = 20
     """How often the train rows are gone through at most."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on behind the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """The share of the steps in which the learning rate rises from 0."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -70,6 +72,8 @@ class NetworkParams(Frozen):
         first = round(self.warmup * steps)
         if step < first:
             return self.learning_rate * (step + 1) / (first + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
 
 

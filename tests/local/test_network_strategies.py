@@ -68,7 +68,7 @@ def fit(rank: int, size: int, port: int, folder: str, name: str, strategy: str, 
     (Path(folder) / f"{name}-{strategy}-{size}-{rank}.json").write_text(json.dumps({"own": own, "logged": run.logged}))
     if size > 1:
         dist.barrier()
-        os._exit(0)  # gloo's threads may abort a process that ends in order while a mesh still holds their group
+        dist.destroy_process_group()
 
 
 def started(folder: Path, name: str, strategy: str, size: int, resume: int = 0) -> tuple[dict[str, Any], Path]:

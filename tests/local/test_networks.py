@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("session")
 EPOCHS = 30
 STEPS = 15
 """Of an epoch: some 3600 train rows in batches of 256."""
-TABM = {"d_block": 32, "k": 8, "batch_size": 256, "epochs": EPOCHS, "early_stopping": None}
+TABM = {"d_block": 32, "k": 8, "batch_size": 256, "epochs": EPOCHS, "early_stopping": None, "learning_rate": 3e-4}
 
 
 @pytest.fixture(scope="module")
