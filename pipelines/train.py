@@ -240,6 +240,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "steps": left.state["final"],
         "workers": left.workers,
         "failures": left.failures,
+        **({"speed": left.state["speed"]} if left.state.get("speed") else {}),
     }
 
 

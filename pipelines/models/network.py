@@ -156,8 +156,9 @@ NORMAL: Final[list[Step]] = [{"quantile": {"output": "normal"}}]
 """The recipe of the papers: numbers are brought to a normal distribution by their quantiles."""
 
 
-def _chains(number: list[Step]) -> dict[Kind, Chain]:
-    behind_date: list[Any] = [["parts"], ["since", *number]]
+def _chains(number: list[Step], *dates: list[Step]) -> dict[Kind, Chain]:
+    """What each kind becomes; all numbers on one scale. `dates` is more that a date becomes."""
+    behind_date: list[Any] = [["parts", *number], ["since", *number], *dates]
     behind_text: list[Any] = [["length", *number], [{"ngrams": {"words": [1, 1], "buckets": 64}}, *number]]
     return {
         "numeric": list(number),
@@ -172,7 +173,7 @@ class Linear(FittedNetwork):
     """Linear, logistic or softmax regression."""
 
     Params: ClassVar[type[Frozen]] = LinearParams
-    chains: ClassVar[dict[Kind, Chain]] = _chains(["scale"])
+    chains: ClassVar[dict[Kind, Chain]] = _chains(["scale"], ["cyclic"])  # the hours' effect is no straight line
 
 
 class MLP(FittedNetwork):

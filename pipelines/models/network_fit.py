@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +53,8 @@ class Training:
         start = worker.start
         self._state: dict[str, Any] = dict(start.state) if start else {}
         self._step = start.step if start else 0
+        self._busy_s, self._rows = 0.0, 0
+        """How long the steps took, without evaluations and checkpoints, and how many rows of all ranks they had."""
         self._device = device_of(worker)
         self._distributed = worker.size > 1
         torch.set_num_threads(worker.threads)
@@ -107,7 +110,10 @@ class Training:
         stop = self._stopped()
         with self._feed.batches(self._step, last) as batches:
             while self._step < last and not stop:
+                started = time.monotonic()
                 self._learn(next(batches), last)
+                self._busy_s += time.monotonic() - started
+                self._rows += self._feed.rows_of_step(self._step)
                 self._step += 1
                 if wrong := self._wrong():
                     worker.refuse(wrong)
@@ -305,7 +311,8 @@ class Training:
             load_weights(network, kept)
             sample = self._worker.shards.sample()
             model = self._family(self._layout, write_tensors(kept), program=exported(network.eval(), sample))
-        self._worker.report(self._step, model, {**self._state, "final": best})
+        speed = {"rows_per_s": self._rows / self._busy_s, "waited": self._feed.waited_s / self._busy_s} if self._rows else None
+        self._worker.report(self._step, model, {**self._state, "final": best, "speed": speed})
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._whole(name, _local(value).detach()) for name, value in self._named.items()}

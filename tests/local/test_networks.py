@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("session")
 EPOCHS = 30
 STEPS = 15
 """Of an epoch: some 3600 train rows in batches of 256."""
-TABM = {"d_block": 32, "k": 8, "batch_size": 256, "epochs": EPOCHS, "early_stopping": None, "learning_rate": 3e-4}
+TABM = {"d_block": 32, "k": 8, "batch_size": 256, "epochs": EPOCHS, "early_stopping": None}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,14 @@ def test_a_run_leaves_weights_a_program_and_nothing_pickled(made: Run) -> None:
     assert made.metrics["test"]["auc"] is not None and made.metrics["test"]["auc"] > 0.8
 
 
-def test_one_worker_learns_what_two_learn(made: Run, data: Path, store: Path) -> None:
-    alone = run(spec_with(data, store, 1), free_slots=slots)
-    assert len(alone.record["workers"]) == 1
-    assert alone.metrics["valid"]["auc"] == pytest.approx(made.metrics["valid"]["auc"], abs=0.003)
+def test_one_worker_learns_what_two_learn(data: Path, store: Path, session: Any) -> None:
+    params = {"batch_size": 256, "epochs": 10, "early_stopping": None}
+    two, one = (train(spec_with(data, store, workers, type="linear", params=params), free_slots=slots) for workers in (2, 1))
+
+    assert [len(found.record["workers"]) for found in (two, one)] == [2, 1]
+    aucs = [[value for _, split, metric, value in curve(found) if (split, metric) == ("valid", "auc")] for found in (two, one)]
+    assert aucs[0][-1] > 0.8 and aucs[0][-1] == pytest.approx(aucs[1][-1], abs=0.003)
+    assert len(aucs[0]) == len(aucs[1]) == 10  # equally many steps
 
 
 def test_a_killed_worker_costs_no_bit_and_no_point_of_the_curve(made: Run, data: Path, store: Path) -> None:
