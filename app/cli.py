@@ -120,6 +120,11 @@ def plan_spec(specs: Specs, address: Address = None, store: Store = None, sets: 
 def train_spec(
     specs: NewSpecs = None,
     resume: Resume = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--follow", metavar="SOURCE", help="Learn from files as they arrive, until Ctrl-C.", show_default=False),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="With --follow: end when no file is left.", show_default=False)] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
@@ -130,6 +135,15 @@ def train_spec(
     from app.output import output, print_run
 
     begun, spec, origins = open_work(specs, resume, store, sets)
+    source = source or (begun.begun().follow if begun else None)
+    if once and source is None:
+        raise SpecError("--once goes with --follow SOURCE; leave it out")
+    if source is not None:
+        from pipelines.follow import follow
+
+        with output(as_json) as out, origins.blaming():
+            print_run(follow(spec, source, resume=begun, once=once, progress=out.progress), out)
+        return
     from pipelines.train import train
 
     with output(as_json) as out, open_ray(address), origins.blaming():

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from pipelines.artifact import Artifact
 from pipelines.errors import ArtifactError, SpecError
 from pipelines.notation import read_yaml
+from pipelines.registry import MODELS, load
 from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.storage import Folder
@@ -56,6 +57,7 @@ class Parent:
             ("task.type", spec.task.type or task.type, task.type),
             # Raw scores of the one are no raw scores of the other.
             *((f"model.params.{key}", spec.model.params.get(key) or it, params.get(key) or it) for key, it in default.items()),
+            *((f"model.params.{key}", spec.model.params.get(key, it), it) for key, it in found.architecture.items()),
         ):
             if own != its:
                 raise SpecError(f"{path}: '{own}' is not what {run.id} has ('{its}'), which model.from names; make them alike")
@@ -68,17 +70,24 @@ class Parent:
         return self.run.artifact / "model"
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """The parameters that shape its weights, which cannot change."""
+        names = getattr(load(MODELS, self.spec["model"]["type"], "model.from").Params, "architecture", ())
+        return {name: self.spec["model"]["params"][name] for name in sorted(names)}
+
+    @property
     def digests(self) -> dict[str, str]:
         """What tells one Schema, Preprocessor and Task from another."""
         files = self.run.artifact.read_json("manifest.json")["files"]
         return {part: files[part] for part in PARTS}
 
     def inherit(self, spec: S) -> S:
-        """Return the Spec with the parent's features, derived columns and task; its data, parameters and costs stay."""
+        """Return the Spec with the features, derived columns, task and architecture of the parent; all else stays."""
         raw = spec.model_dump()
         raw["features"] = self.spec["features"]
         raw["data"] |= {name: self.spec["data"][name] for name in ("kinds", "derive")}
         raw["task"] |= {name: self.spec["task"][name] for name in ("type", "positive")}
         raw["task"]["group"] = raw["task"]["group"] or self.spec["task"].get("group")
         raw["model"]["from_"] = self.run.path
+        raw["model"]["params"] |= self.architecture
         return type(spec).model_validate(raw)

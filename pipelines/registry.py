@@ -35,6 +35,9 @@ TRANSFORMS = {
 
 MODELS = {
     "lightgbm": "pipelines.models.boosting:LightGBM",
+    "linear": "pipelines.models.network:Linear",
+    "mlp": "pipelines.models.network:MLP",
+    "tabm": "pipelines.models.network:TabM",
 }
 
 FORMATS = {

@@ -116,6 +116,8 @@ class Begun:
     versions: dict[str, str]
     resumed: list[int]
     """The step of the checkpoint that it went on from, each time."""
+    follow: str | None = None
+    """The folder whose files it learns from as they arrive."""
 
 
 @dataclass(frozen=True)

@@ -198,12 +198,16 @@ class TrainSpec(Frozen):
     """Slots each worker reserves; auto: 1, or a fraction where there are fewer slots than workers."""
     gpu: bool | Literal["auto"] = "auto"
     """auto: a GPU per worker where the family uses one and the cluster has them."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 50
-    """Rounds or steps between checkpoints."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    """Rounds or steps between checkpoints; null: 50 rounds of LightGBM, 1000 steps of a network."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often lost workers are replaced before the run ends."""
     worker_timeout_s: Annotated[float, Field(ge=1)] = 20.0
     """Seconds without a sign of life after which a worker counts as lost. One that is busy gives signs of life."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Of networks: every worker has the whole one, or (fsdp) a part of each parameter."""
+    compile: bool = False
+    """Of networks: let torch.compile generate code for it; it takes a minute and a C++ compiler."""
 
     @model_validator(mode="after")
     def _whole(self) -> TrainSpec:

@@ -28,7 +28,7 @@ from pipelines.runs import Begun, Run, versions
 from pipelines.spec import PipelineSpec
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
-from pipelines.training.trainer import Fit, Team, fit
+from pipelines.training.trainer import Fit, Team, checkpoint_every, fit
 from pipelines.training.worker import STATE, last_checkpoint
 
 S = TypeVar("S", bound=PipelineSpec)
@@ -87,7 +87,7 @@ def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
     spec = parent.inherit(spec) if parent else spec
     family, params, gpus = _family(spec)
     if resolved := getattr(params, "resolved", None):
-        params = resolved(spec.train.checkpoint_every)
+        params = resolved(checkpoint_every(spec.train, family))
     prepared = prepare(spec, progress=progress)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
     prepared = replace(prepared, task=_checked_task(family, params, prepared, team))
@@ -112,6 +112,8 @@ def _family(spec: PipelineSpec) -> tuple[Any, Any, float]:
 
     family = load(MODELS, spec.model.type, "model.type")
     params = checked(family.Params, spec.model.params, ("model", "params"))
+    if family.trainer != "torch" and (spec.train.strategy != "ddp" or spec.train.compile):
+        raise SpecError(f"train.strategy and train.compile are for networks, and '{spec.model.type}' is none; take them out")
     if not family.uses_gpu(params):
         if spec.train.gpu is True:
             raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
@@ -246,6 +248,7 @@ def _facts(spec: PipelineSpec, prepared: Prepared, left: Fit, seconds: dict[str,
         "steps": left.state["final"],
         "workers": left.workers,
         "failures": left.failures,
+        **({"speed": left.state["speed"]} if left.state.get("speed") else {}),
     }
 
 

@@ -126,6 +126,15 @@ class Shards:
             for group, start, stop in _groups(file, range):
                 yield to_batch(file.read_row_group(group, use_threads=False).slice(start, stop - start))
 
+    def pieces(self, range: Range) -> list[Range]:
+        """A range cut at the row groups: `read` yields one batch of each."""
+        with pq.ParquetFile(f"{self.folder.path}/{range.file}", filesystem=self.folder.filesystem) as file:
+            found, first = [], range.start
+            for _, start, stop in _groups(file, range):
+                found.append(Range(range.file, first, first + stop - start))
+                first += stop - start
+            return found
+
     def target_sample(self, split: str, rank: int, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Targets of a rank's rows, sorted: of a few row groups all over its part of the split."""
         ranges = self.ranges(split, rank, size)
@@ -150,8 +159,11 @@ class Shards:
 
     def sample(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The matrix of the row sample: at most 200,000 rows of the train split."""
-        table = pq.read_table(f"{self.folder.path}/sample.parquet", filesystem=self.folder.filesystem)
-        return to_batch(table).matrix
+        return self.sample_batch().matrix
+
+    def sample_batch(self) -> Batch:
+        """The row sample with its targets."""
+        return to_batch(pq.read_table(f"{self.folder.path}/sample.parquet", filesystem=self.folder.filesystem))
 
 
 range_of = range  # `range` is a word of this module

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 TAIL_BYTES: Final = 16_384
+GLOO: Final = r"gloo/transport/|NCCL error|ncclRemoteError"
+"""What Torch says on a rank whose peer is gone."""
 LESS_MEMORY: Final = "take fewer workers a node, or nodes with more memory"
 
 
@@ -43,7 +45,7 @@ class Trace(NamedTuple):
 
 def is_symptom(text: str) -> bool:
     """Whether the text tells of a connection that broke, which is what another rank's death looks like from a survivor."""
-    return re.search(r"Socket \w+ error|lost its connection to another rank", text) is not None
+    return re.search(rf"Socket \w+ error|lost its connection to another rank|{GLOO}", text) is not None
 
 
 def sentences(lost: list[Lost], trace: Callable[[Lost], Trace | None], oom_kills: int) -> list[str]:
@@ -117,6 +119,8 @@ def _failure(text: str) -> str:
         return f"could not listen for its peers on port {port[1]}, which another process took first; each start takes other ports"
     if broken := re.search(r"Socket \w+ error, (.*) \(code: \d+\)", text):
         return f"lost its connection to another rank: {broken[1]}"
+    if re.search(GLOO, text):
+        return "lost its connection to another rank"
     if "did not start" in text or text.startswith("waited"):
         return text.splitlines()[0]
     return f"failed: {text.splitlines()[0] if text else 'without a word'}"

@@ -23,6 +23,8 @@ from pipelines.tasks import Task
 from pipelines.training.lost import Lost, Trace, sentences, trace
 from pipelines.training.worker import STATE, Job, last_checkpoint, train_loop
 
+ROUNDS = 50
+"""Between checkpoints of a family that says nothing else."""
 POLL_S = 0.25
 END_S = 30.0
 LOOK_S = 15.0
@@ -118,10 +120,24 @@ def fit(
     # With the driver, as Ray Train's controller: with another node it would be lost, and the fit with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rendezvous = Rendezvous.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
+    job = Job(
+        model.type,
+        model.params,
+        task,
+        shards,
+        team.threads,
+        checkpoint_every(train, family),
+        folder,
+        rendezvous,
+        parent,
+        gpu=team.gpu,
+        strategy=train.strategy,
+        compile=train.compile,
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: ray.kill(rendezvous))
-        hear = Hearing(stack, progress, metrics, train.max_failures, heard=steps_in(metrics))
+        unit = "steps" if family.trainer == "torch" else "rounds"
+        hear = Hearing(stack, progress, metrics, train.max_failures, unit=unit, heard=steps_in(metrics))
         while True:
             left = train.max_failures - hear.losses
             watch: Any = Watch(rendezvous, train.worker_timeout_s, left)
@@ -144,9 +160,16 @@ def fit(
                         ray.kill(hear.controller)
                     concurrent.futures.wait([done], timeout=END_S)
                     hear.free_slots()
+    if hear.refused is not None:
+        raise DataError(hear.refused)
     found = _ended(folder)
     assert found is not None, "a fit ends with a report that carries its model"
     return Fit(found.model, found.state, hear.workers, hear.failures)
+
+
+def checkpoint_every(train: TrainSpec, family: Any) -> int:
+    """Rounds or steps between checkpoints: what the Spec says, else the family."""
+    return train.checkpoint_every or int(getattr(family, "checkpoint_every", ROUNDS))
 
 
 def _ended(folder: Folder) -> Fit | None:
@@ -196,7 +219,13 @@ def _lightgbm() -> Any:
     return LightGBMTrainer
 
 
-TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm}
+def _torch() -> Any:
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer  # by itself it takes nccl where workers have GPUs, else gloo
+
+
+TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm, "torch": _torch}
 
 
 def _lean(trainer: Any) -> Any:
@@ -264,6 +293,10 @@ class Hearing:
     progress: Progress
     metrics: Folder
     max_failures: int
+    unit: str = "rounds"
+    """What a step is called."""
+    refused: str | None = None
+    """Why the workers have ended the fit, where they have."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     losses: int = 0
@@ -295,6 +328,8 @@ class Hearing:
             if starting:
                 self._resized(entry["size"])
             self._starting, self._running = (now, None) if starting else (None, now)
+        elif "refused" in entry:
+            self.refused = entry["refused"]
         elif "lost" in entry:
             self._lost(entry["lost"])
         else:
@@ -349,7 +384,7 @@ class Hearing:
             self.heard.add(step)
             self.metrics.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         if self.stage is None:
-            self.stage = self.stack.enter_context(self.progress.stage("train", total, unit="rounds"))
+            self.stage = self.stack.enter_context(self.progress.stage("train", total, unit=self.unit))
         shown = {f"{split} {name}": value for split, values in found.items() for name, value in list(values.items())[:2]}
         self.stage.advance(step - self.step, **shown)  # negative after a restart from a checkpoint
         self.step = step

@@ -5,6 +5,7 @@ A family's `fit` is written against this class alone, so it neither knows Ray Tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -59,6 +60,11 @@ class Worker:
     """How the family's library is told where the ranks are; None for one that needs no network of its own."""
     class_weights: list[float] | None = None
     """What the weight of each class's train rows is multiplied by."""
+    gpu: bool = False
+    """Whether it has a GPU of its own."""
+    strategy: str = "ddp"
+    """ddp | fsdp: whether each rank has the whole model or a part of it; of families that can."""
+    compile: bool = False
     networks: int = 0
     """How many networks were made so far."""
     logged: list[dict[str, Any]] = field(default_factory=list)
@@ -83,19 +89,23 @@ class Worker:
         return self.shards.ranges(split, self.rank, self.size)
 
     def batches(self, split: str) -> Iterator[Batch]:
-        """Yield this rank's rows in their order, a row group at a time.
+        """Yield this rank's rows in their order, a row group at a time; see `read` for what they weigh."""
+        for found in self.ranges(split):
+            yield from self.read(split, found)
+
+    def read(self, split: str, range: Range) -> Iterator[Batch]:
+        """Yield the rows of a range in their order, a row group at a time.
 
         Train rows weigh what a fit takes them for: their own weight times their class's. Other rows have their own, that of the
         metrics.
         """
         factors = np.array(self.class_weights) if self.class_weights is not None and split == "train" else None
-        for found in self.ranges(split):
-            for batch in self.shards.read(found):
-                if factors is None:
-                    yield batch
-                    continue
-                by_class = factors[batch.target.astype(np.int64)]
-                yield batch._replace(weight=by_class if batch.weight is None else batch.weight * by_class)
+        for batch in self.shards.read(range):
+            if factors is None:
+                yield batch
+                continue
+            by_class = factors[batch.target.astype(np.int64)]
+            yield batch._replace(weight=by_class if batch.weight is None else batch.weight * by_class)
 
     def rows(self, split: str) -> int:
         """How many rows this rank has."""
@@ -120,22 +130,33 @@ class Worker:
             self.logged.append({"step": step, "total": total, "metrics": metrics})
             self.rendezvous.report.remote(self.logged[-1])
 
-    def report(self, step: int, model: Model | None, state: dict[str, Any]) -> None:
+    def refuse(self, why: str) -> None:
+        """End the fit with a sentence for the user; every rank calls it and then returns. Checkpoints stay as they are."""
+        if self.rank == 0:
+            self.rendezvous.report.remote({"refused": why})
+
+    def report(self, step: int, model: Model | None, state: dict[str, Any], *, aside: bool = False) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
 
-        The last report of a fit has the key `final` in its state, and the model as it is to be used.
+        The last report of a fit has the key `final` in its state, and the model as it is to be used. `aside`: the files go to the
+        store while the fit goes on; until they are there the checkpoint before is the last one.
         """
         import ray.train
 
+        mode = ray.train.CheckpointUploadMode.ASYNC if aside else ray.train.CheckpointUploadMode.SYNC
         if model is None:
-            ray.train.report({"step": step})
+            ray.train.report({"step": step}, checkpoint_upload_mode=mode)
             return
-        with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        with contextlib.ExitStack() as stack:
+            if aside:
+                path = tempfile.mkdtemp(prefix="heliostat-")  # Ray Train deletes it once it is in the store
+            else:
+                path = stack.enter_context(tempfile.TemporaryDirectory(prefix="heliostat-"))
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
             (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_upload_mode=mode)
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,9 @@ class Job:
     rendezvous: Any
     parent: Folder | None = None
     """The model to go on from where there is no checkpoint."""
+    gpu: bool = False
+    strategy: str = "ddp"
+    compile: bool = False
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -182,6 +206,9 @@ def train_loop(config: dict[str, Job]) -> None:
         rendezvous=job.rendezvous,
         attempt=attempt,
         class_weights=job.task.class_weights,
+        gpu=job.gpu,
+        strategy=job.strategy,
+        compile=job.compile,
     )
     if rank == 0 and worker.start is not None:
         worker.logged += worker.start.state.get("logged", [])
@@ -216,7 +243,10 @@ def _cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16, int(get_num_cpus())))
 
 
-NETWORKS = {"lightgbm": lightgbm_network}
+NETWORKS: dict[str, Callable[[Worker], dict[str, Any]] | None] = {
+    "lightgbm": lightgbm_network,
+    "torch": None,  # Ray Train has connected the ranks before the loop begins
+}
 
 
 def last_checkpoint(folder: Folder) -> str | None:

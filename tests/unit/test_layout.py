@@ -25,7 +25,7 @@ LAYERS = [
     *["features", "models", "attribution", "contract", "artifact"],  # what predicts
     *["runs", "parent", "cache", "data", "profiles", "quality", "scoring"],  # what is read and kept
     *["training", "design"],
-    *["prepare", "evaluate", "train", "predict", "plan"],  # the verbs
+    *["prepare", "evaluate", "train", "follow", "predict", "plan"],  # the verbs
 ]
 HEAVY = {"ray", "torch", "lightgbm", "polars", "pandas", "pyarrow", "optuna", "fastapi", "numpy"}
 FILES = sorted(file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py"))

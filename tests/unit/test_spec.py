@@ -165,7 +165,7 @@ def test_an_empty_section_says_nothing() -> None:
         ("train: {workers: 0}", "train.workers 0 is wrong: expected an integer >= 1, a mapping with min, max or 'auto'"),
         ("train: {max_failures: 1.5}", "train.max_failures 1.5 is wrong: expected an integer >= 0"),
         ("train: {max_failures: true}", "train.max_failures true is wrong: expected an integer >= 0"),
-        ("train: 3", "train 3 is wrong: expected a mapping with workers, cpus_per_worker, gpu, checkpoint_every, max_failures, worker_timeout_s"),
+        ("train: 3", "train 3 is wrong: expected a mapping with workers, cpus_per_worker, gpu, checkpoint_every, max_failures, worker_timeout_s, strategy, compile"),
         ("serve: {auth: tokn}", "serve.auth 'tokn' is unknown; did you mean 'token'? (known: none, token)"),
         ("serve: {replicas: {min: 5}}", "serve.replicas: max is 4, which is less than min, 5; make max at least min"),
         ("evaluate: {require: {auc: good}}", "evaluate.require.auc 'good' is wrong: expected a number"),
