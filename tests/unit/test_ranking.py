@@ -158,9 +158,11 @@ def test_a_rank_may_have_no_query_and_then_training_is_refused(tmp_path: Path) -
 
 
 def test_a_query_that_is_too_large_for_lightgbm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.models.boosting_fit.MAX_QUERY_ROWS", 30)
-    with pytest.raises(DataError, match="task.group: a query of 'q' has 39 rows, and LightGBM ranks at most 30; drop some"):
-        LightGBM.fit(Params(rounds=2), RANKING, worker(tmp_path))
+    monkeypatch.setattr("pipelines.models.boosting_params.MAX_QUERY_ROWS", 30)
+    shards = worker(tmp_path, cuts=(501, 502, 1500)).shards
+    assert shards.largest_query("train") == np.unique(table(200, 0)[2], return_counts=True)[1].max() == 39
+    with pytest.raises(DataError, match="task.group: a query of 'q' has 39 rows, and LightGBM ranks at most 30; drop some with"):
+        Params().check(RANKING, shards, 1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

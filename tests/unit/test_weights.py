@@ -230,7 +230,15 @@ def test_a_fit_with_weights_is_that_of_plain_lightgbm(
     assert run.logged[-1][1]["valid"]["logloss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_rows_that_weigh_nothing_at_all_are_refused(tmp_path: Path) -> None:
+def test_a_worker_whose_rows_weigh_nothing_is_refused_before_training(tmp_path: Path) -> None:
     task = BINARY.model_copy(update={"weight": "w"})
+    none, late = (
+        worker(tmp_path / name, task, weight=weight).shards
+        for name, weight in (("none", np.zeros(3000)), ("late", np.repeat([0.0, 1.0], [1500, 1500])))
+    )
+
+    assert Params().check(task, late, 1) == task
     with pytest.raises(DataError, match="task.weight: 'w' is 0 in all train rows; drop rows that weigh nothing"):
-        LightGBM.fit(Params(rounds=2), task, worker(tmp_path, task, weight=np.zeros(3000)))
+        Params().check(task, none, 2)
+    with pytest.raises(DataError, match="task.weight: 'w' is 0 in all rows of worker 0; drop rows that weigh nothing"):
+        Params().check(task, late, 2)
