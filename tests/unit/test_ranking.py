@@ -26,7 +26,8 @@ from pipelines.schema import Column
 from pipelines.spec import PipelineSpec, PrepareSpec, TaskSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
-from tests.unit.test_boosting import Recording
+from pipelines.training.worker import Start
+from tests.unit.test_boosting import Recording, saved
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -131,6 +132,28 @@ def test_a_ranking_fit_is_that_of_plain_lightgbm(tmp_path: Path, objective: str)
         valid_sets=[lgb.Dataset(valid, valid_y, group=sizes_of(valid_group))], valid_names=["v"],
     )  # fmt: skip
     assert {name: own.best_score["v"][name] for name in expected} == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("objective", ["lambdarank", "rank_xendcg"])
+def test_a_ranking_that_goes_on_from_a_checkpoint_ends_with_the_bits_of_one_never_killed(tmp_path: Path, objective: str) -> None:
+    params = Params.model_validate(
+        {
+            "objective": objective, "rounds": 15, "early_stopping": None, "segment": 5, "bagging_fraction": 0.7, "bagging_freq": 1,
+        }
+    )  # fmt: skip
+    whole = worker(tmp_path / "data")
+    whole.checkpoint_every = 5
+    LightGBM.fit(params, RANKING, whole)
+    text = whole.kept[-1][1].booster.model_to_string()
+
+    for step, model, state in whole.kept[:-1]:
+        saved(tmp_path / str(step), model)
+        again = Recording(
+            **{**vars(whole), "kept": [], "logged": [], "start": Start(LightGBM.load(tmp_path / str(step)), step, state)}
+        )
+        LightGBM.fit(params, RANKING, again)
+        assert again.kept[-1][1].booster.model_to_string() == text
+    assert [step for step, _, _ in whole.kept] == [5, 10, 15]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -151,7 +151,8 @@ COUNTS = {"a": 60, "b": 30, "c": 10}
 def fitted(**spec: Any) -> Task:
     column = Column(name="y", type="string", kind="categorical")
     wanted = checked(TaskSpec, {"target": "y", **spec})
-    return Task.fit(wanted, column, dict(COUNTS), 100).weighing(wanted)
+    task = Task.fit(wanted, column, dict(COUNTS), 100)
+    return task.weighing(wanted, task.counts_of(dict(COUNTS)))
 
 
 def test_class_weights_are_those_of_scikit_learn() -> None:
@@ -173,7 +174,7 @@ def test_wrong_class_weights_are_one_line() -> None:
         fitted(class_weight={"a": 0})
     wanted = TaskSpec(target="y", class_weight="balanced")
     with pytest.raises(SpecError, match="task.class_weight goes with classes, but this is a regression"):
-        Task.fit(wanted, Column(name="y", type="float64", kind="numeric"), None, 100)
+        Task.fit(wanted, Column(name="y", type="float64", kind="numeric"), None, 100).weighing(wanted, None)
     with pytest.raises(SpecError, match="weight: 'y' is the target"):
         checked(TaskSpec, {"target": "y", "weight": "y"})
 
