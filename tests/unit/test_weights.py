@@ -243,3 +243,18 @@ def test_a_worker_whose_rows_weigh_nothing_is_refused_before_training(tmp_path: 
         Params().check(task, none, 2)
     with pytest.raises(DataError, match="task.weight: 'w' is 0 in all rows of worker 0; drop rows that weigh nothing"):
         Params().check(task, late, 2)
+
+
+@pytest.mark.parametrize(
+    ("type_", "classes", "given"),
+    [
+        ("bool", [False, True], {"true": 2, "false": 3}),
+        ("int64", [0, 1], {"1": 2, "0": 3}),
+        ("int64", [0, 1], {1: 2, 0: 3}),
+        ("string", ["no", "yes"], {"yes": 2, "no": 3}),
+    ],
+)
+def test_classes_are_named_as_yaml_reads_them(type_: Any, classes: list[Any], given: dict[Any, float]) -> None:
+    task = Task(type="binary", target="y", target_type=type_, classes=classes)
+
+    assert task.weighing(checked(TaskSpec, {"target": "y", "class_weight": given}), [1, 1]).class_weights == [3.0, 2.0]
