@@ -85,7 +85,7 @@ class Prepared:
         manifest = folder.read_json(MANIFEST)
         preprocessor = Preprocessor.from_json(folder.read_json("preprocessor.json"))
         splits = {split: [Shard(*shard) for shard in shards] for split, shards in manifest["splits"].items()}
-        task = Task.model_validate(folder.read_json("task.json")).weighing(wanted)
+        task = Task.model_validate(folder.read_json("task.json")).weighing(wanted, manifest["class_counts"])
         shards = Shards(folder / manifest["shards"], preprocessor.features, splits, grouped=task.group is not None)
         return cls(
             folder=folder,
@@ -139,12 +139,15 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
     if design.parent:
         progress.note(f"features and task are those of {design.parent.run.id}: nothing is fitted to the new data")
         made = design.parent.artifact
-        task, preprocessor, contract = made.task.of_rows(spec.task, summary.targets), made.preprocessor, made.schema
+        task = made.task.model_copy(update={"weight": spec.task.weight, "group": spec.task.group})
+        preprocessor, contract = made.preprocessor, made.schema
     else:
         task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
         check_chains(spec, chains, left_out)
         preprocessor = _fit(spec, design.source, reader, columns, chains, summary, task, progress)
         contract = _inputs(design.schema, design.raw, preprocessor, summary)
+    class_counts = task.counts_of(summary.targets)
+    task.weighing(spec.task, class_counts)  # a mistake in it is told before the long work
     described = aside.submit(
         lambda: {
             "schema.json": contract.model_dump(),
@@ -180,6 +183,7 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
             "left_out": left_out,
             "reasons": design.reasons(chains),
             "cuts": reader.data.split.cuts,
+            "class_counts": class_counts,
         },
     )
 

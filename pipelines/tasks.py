@@ -60,8 +60,6 @@ class Task(Frozen):
     """The column that says how much each row counts, in training and in the metrics."""
     group: str | None = None
     """ranking: the column that tells the query of each row."""
-    class_counts: list[int] | None = None
-    """Train rows of each class, whatever they weigh."""
     class_weights: list[float] | None = None
     """What the weight of a train row of each class is multiplied by, in training alone."""
 
@@ -92,30 +90,32 @@ class Task(Frozen):
         if kind == "binary" and classes is not None:
             positive = _positive(spec.positive, column, classes)
             classes = [value for value in classes if value != positive] + [positive]
-        made = cls(type=kind, target=column.name, target_type=column.type, classes=classes, threshold=spec.threshold)
-        return made.of_rows(spec, counts)
+        return cls(
+            type=kind,
+            target=column.name,
+            target_type=column.type,
+            classes=classes,
+            threshold=spec.threshold,
+            weight=spec.weight,
+            group=spec.group,
+        )
 
-    def of_rows(self, spec: TaskSpec, counts: dict[Scalar, int] | None) -> Task:
-        """The same task on these train rows: what is counted of them, and which columns say more of them.
+    def counts_of(self, counts: dict[Scalar, int] | None) -> list[int] | None:
+        """The rows of each class, whatever they weigh, of the rows of each value; None: there are no classes."""
+        return None if self.classes is None else [(counts or {}).get(value, 0) for value in self.classes]
 
-        Raises `SpecError` where the class weights do not go with the classes.
+    def weighing(self, spec: TaskSpec, counts: list[int] | None) -> Task:
+        """The same task with the class weights of a Spec; `counts` are the train rows of each class.
+
+        Raises `SpecError` where they do not go with the classes.
         """
-        found = None
-        if self.classes is not None:
-            found = [(counts or {}).get(value, 0) for value in self.classes]
-        made = self.model_copy(update={"weight": spec.weight, "group": spec.group, "class_counts": found})
-        made.weighing(spec)
-        return made
-
-    def weighing(self, spec: TaskSpec) -> Task:
-        """The same task with the class weights of a Spec; raises `SpecError` where they do not go with the classes."""
         wanted = spec.class_weight
         if wanted is None:
             return self.model_copy(update={"class_weights": None})
-        if self.classes is None or self.class_counts is None:
+        if self.classes is None or counts is None:
             raise SpecError(f"task.class_weight goes with classes, but this is a {self.type}; use task.weight, or take it out")
         if wanted == "balanced":
-            weights = [sum(self.class_counts) / (len(self.classes) * max(1, count)) for count in self.class_counts]
+            weights = [sum(counts) / (len(self.classes) * max(1, count)) for count in counts]
             return self.model_copy(update={"class_weights": weights})
         weights = [1.0] * len(self.classes)
         for value, weight in wanted.items():

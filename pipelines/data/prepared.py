@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.features.transform import Feature
+from pipelines.metrics import sizes_of
 from pipelines.storage import Folder
 
 TARGET: Final = "__target__"
@@ -113,12 +114,28 @@ class Shards:
         position = 0
         for shard in self.splits[split]:
             if row < position + shard.rows:
-                found = Range(shard.file, max(row - position, 0), shard.rows)
-                with pq.ParquetFile(f"{self.folder.path}/{shard.file}", filesystem=self.folder.filesystem) as file:
-                    for group, start, stop in _groups(file, found):
-                        column = file.read_row_group(group, [GROUP], use_threads=False).column(0)
-                        yield column.slice(start, stop - start).to_numpy()
+                yield from self.column(Range(shard.file, max(row - position, 0), shard.rows), GROUP)
             position += shard.rows
+
+    def column(self, range: Range, name: str) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield one column of the rows, a row group at a time."""
+        with pq.ParquetFile(f"{self.folder.path}/{range.file}", filesystem=self.folder.filesystem) as file:
+            for group, start, stop in _groups(file, range):
+                yield file.read_row_group(group, [name], use_threads=False).column(0).slice(start, stop - start).to_numpy()
+
+    def weighs(self, split: str, rank: int, size: int) -> bool:
+        """Whether a row of a rank has a weight above 0; looks no further than it must."""
+        return any(weights.any() for found in self.ranges(split, rank, size) for weights in self.column(found, WEIGHT))
+
+    def largest_query(self, split: str) -> int:
+        """The rows of the largest query; reads that one column."""
+        largest, last, rows = 0, None, 0
+        for groups in self._groups_from(split, 0):
+            sizes = sizes_of(groups)
+            rows = int(sizes[0]) + (rows if groups[0] == last else 0)
+            largest = max(largest, rows, *sizes.tolist())
+            last, rows = groups[-1], rows if len(sizes) == 1 else int(sizes[-1])
+        return largest
 
     def read(self, range: Range) -> Iterator[Batch]:
         """Yield the rows in their order, at most a row group at a time."""

@@ -26,7 +26,6 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import DataError
 from pipelines.metrics import Metrics, sizes_of
 from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting_params import LightGBMParams
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
 ROW_WISE_BYTES: Final = 128 << 20
-MAX_QUERY_ROWS: Final = 10_000
-"""LightGBM's own limit."""
 
 
 class Boosting:
@@ -169,11 +166,10 @@ class Boosting:
         dataset.construct()
         dataset.set_label(np.concatenate(rows.targets) if rows.targets else np.array([]))
         if split == "train":
-            self._check_weights(rows)
             if rows.weights:
                 dataset.set_weight(np.concatenate(rows.weights))
             if self._task.group is not None:
-                dataset.set_group(self._check_sizes(rows))
+                dataset.set_group(sizes_of(np.concatenate(rows.groups)))
         else:  # for our metrics alone: LightGBM's are not asked for
             self._weight = np.concatenate(rows.weights) if rows.weights else None
             self._sizes = sizes_of(np.concatenate(rows.groups)) if rows.groups else None
@@ -183,29 +179,6 @@ class Boosting:
             if scores:
                 dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
         return dataset
-
-    def _check_weights(self, rows: Rows) -> None:
-        """Raise `DataError` where a rank's rows weigh nothing: LightGBM would divide by the sum of their weights."""
-        if self._task.weight is None:
-            return
-        sums = self._worker.gather("weights", float(sum(weights.sum() for weights in rows.weights)))
-        if min(sums) <= 0:
-            whose = "all train rows" if max(sums) <= 0 else f"all rows of worker {sums.index(min(sums))}"
-            raise DataError(
-                f"task.weight: '{self._task.weight}' is 0 in {whose}; drop rows that weigh nothing with data.where, or lower "
-                "train.workers"
-            )
-
-    def _check_sizes(self, rows: Rows) -> Any:
-        """The rows of each query of this rank; raises `DataError` where one is too large for LightGBM."""
-        sizes = sizes_of(np.concatenate(rows.groups))
-        largest = max(self._worker.gather("queries", int(sizes.max())))
-        if largest > MAX_QUERY_ROWS:
-            raise DataError(
-                f"task.group: a query of '{self._task.group}' has {largest:,} rows, and LightGBM ranks at most "
-                f"{MAX_QUERY_ROWS:,}; drop some with data.where, or name another column"
-            )
-        return sizes
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):

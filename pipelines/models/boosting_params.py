@@ -276,6 +276,8 @@ class LightGBMParams(Frozen):
                     raise SpecError(f"{where}.{name} goes with a {kind} task, but this is a {task.type}; take it out")
         if task.type == "ranking":
             _check_ranking(task, shards, workers)
+        if task.weight is not None:
+            _check_weights(task, shards, workers)
         own = next((name for name in ("is_unbalance", "scale_pos_weight") if getattr(self, name) != _default(name)), None)
         if own and task.class_weights is not None:
             raise SpecError(f"{where}.{own} and task.class_weight both weight the classes; take one of them out")
@@ -362,9 +364,24 @@ def _check_ranking(task: Task, shards: Shards, workers: int) -> None:
             f"task.target: '{task.target}' goes up to {highest:g}, but LightGBM has gains for labels from 0 to {MAX_LABEL}; "
             "derive a column with fewer levels under data.derive"
         )
+    if (largest := shards.largest_query("train")) > MAX_QUERY_ROWS:
+        raise DataError(
+            f"task.group: a query of '{task.group}' has {largest:,} rows, and LightGBM ranks at most {MAX_QUERY_ROWS:,}; drop "
+            "some with data.where, or name another column"
+        )
     if not all(shards.ranges("train", rank, workers) for rank in range(workers)):
         raise DataError(
             f"train.workers: a query is never split, and the train rows have too few for {workers}; lower train.workers"
+        )
+
+
+def _check_weights(task: Task, shards: Shards, workers: int) -> None:
+    """Raise `DataError` where a worker's rows weigh nothing: LightGBM would divide by the sum of their weights."""
+    idle = [rank for rank in range(workers) if not shards.weighs("train", rank, workers)]
+    if idle:
+        whose = "all train rows" if len(idle) == workers else f"all rows of worker {idle[0]}"
+        raise DataError(
+            f"task.weight: '{task.weight}' is 0 in {whose}; drop rows that weigh nothing with data.where, or lower train.workers"
         )
 
 
@@ -400,6 +417,7 @@ def _shown(value: object) -> str:
 
 SEGMENT: Final = 50
 MAX_LABEL: Final = 30
+MAX_QUERY_ROWS: Final = 10_000
 OURS: Final = {"refit", "refit_decay_rate", "rounds", "segment", "early_stopping", "metric", "eval_every", "max_category"}
 """Parameters that are not LightGBM's."""
 ONLY: Final = {

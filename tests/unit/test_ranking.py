@@ -26,7 +26,8 @@ from pipelines.schema import Column
 from pipelines.spec import PipelineSpec, PrepareSpec, TaskSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
-from tests.unit.test_boosting import Recording
+from pipelines.training.worker import Start
+from tests.unit.test_boosting import Recording, saved
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -133,6 +134,28 @@ def test_a_ranking_fit_is_that_of_plain_lightgbm(tmp_path: Path, objective: str)
     assert {name: own.best_score["v"][name] for name in expected} == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.parametrize("objective", ["lambdarank", "rank_xendcg"])
+def test_a_ranking_that_goes_on_from_a_checkpoint_ends_with_the_bits_of_one_never_killed(tmp_path: Path, objective: str) -> None:
+    params = Params.model_validate(
+        {
+            "objective": objective, "rounds": 15, "early_stopping": None, "segment": 5, "bagging_fraction": 0.7, "bagging_freq": 1,
+        }
+    )  # fmt: skip
+    whole = worker(tmp_path / "data")
+    whole.checkpoint_every = 5
+    LightGBM.fit(params, RANKING, whole)
+    text = whole.kept[-1][1].booster.model_to_string()
+
+    for step, model, state in whole.kept[:-1]:
+        saved(tmp_path / str(step), model)
+        again = Recording(
+            **{**vars(whole), "kept": [], "logged": [], "start": Start(LightGBM.load(tmp_path / str(step)), step, state)}
+        )
+        LightGBM.fit(params, RANKING, again)
+        assert again.kept[-1][1].booster.model_to_string() == text
+    assert [step for step, _, _ in whole.kept] == [5, 10, 15]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("cuts", [(), (501, 502, 1500, 1503)])
 def test_ranks_have_every_row_once_and_whole_queries(tmp_path: Path, size: int, cuts: tuple[int, ...]) -> None:
@@ -158,9 +181,11 @@ def test_a_rank_may_have_no_query_and_then_training_is_refused(tmp_path: Path) -
 
 
 def test_a_query_that_is_too_large_for_lightgbm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.models.boosting_fit.MAX_QUERY_ROWS", 30)
-    with pytest.raises(DataError, match="task.group: a query of 'q' has 39 rows, and LightGBM ranks at most 30; drop some"):
-        LightGBM.fit(Params(rounds=2), RANKING, worker(tmp_path))
+    monkeypatch.setattr("pipelines.models.boosting_params.MAX_QUERY_ROWS", 30)
+    shards = worker(tmp_path, cuts=(501, 502, 1500)).shards
+    assert shards.largest_query("train") == np.unique(table(200, 0)[2], return_counts=True)[1].max() == 39
+    with pytest.raises(DataError, match="task.group: a query of 'q' has 39 rows, and LightGBM ranks at most 30; drop some with"):
+        Params().check(RANKING, shards, 1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -151,7 +151,8 @@ COUNTS = {"a": 60, "b": 30, "c": 10}
 def fitted(**spec: Any) -> Task:
     column = Column(name="y", type="string", kind="categorical")
     wanted = checked(TaskSpec, {"target": "y", **spec})
-    return Task.fit(wanted, column, dict(COUNTS), 100).weighing(wanted)
+    task = Task.fit(wanted, column, dict(COUNTS), 100)
+    return task.weighing(wanted, task.counts_of(dict(COUNTS)))
 
 
 def test_class_weights_are_those_of_scikit_learn() -> None:
@@ -173,7 +174,7 @@ def test_wrong_class_weights_are_one_line() -> None:
         fitted(class_weight={"a": 0})
     wanted = TaskSpec(target="y", class_weight="balanced")
     with pytest.raises(SpecError, match="task.class_weight goes with classes, but this is a regression"):
-        Task.fit(wanted, Column(name="y", type="float64", kind="numeric"), None, 100)
+        Task.fit(wanted, Column(name="y", type="float64", kind="numeric"), None, 100).weighing(wanted, None)
     with pytest.raises(SpecError, match="weight: 'y' is the target"):
         checked(TaskSpec, {"target": "y", "weight": "y"})
 
@@ -230,7 +231,30 @@ def test_a_fit_with_weights_is_that_of_plain_lightgbm(
     assert run.logged[-1][1]["valid"]["logloss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_rows_that_weigh_nothing_at_all_are_refused(tmp_path: Path) -> None:
+def test_a_worker_whose_rows_weigh_nothing_is_refused_before_training(tmp_path: Path) -> None:
     task = BINARY.model_copy(update={"weight": "w"})
+    none, late = (
+        worker(tmp_path / name, task, weight=weight).shards
+        for name, weight in (("none", np.zeros(3000)), ("late", np.repeat([0.0, 1.0], [1500, 1500])))
+    )
+
+    assert Params().check(task, late, 1) == task
     with pytest.raises(DataError, match="task.weight: 'w' is 0 in all train rows; drop rows that weigh nothing"):
-        LightGBM.fit(Params(rounds=2), task, worker(tmp_path, task, weight=np.zeros(3000)))
+        Params().check(task, none, 2)
+    with pytest.raises(DataError, match="task.weight: 'w' is 0 in all rows of worker 0; drop rows that weigh nothing"):
+        Params().check(task, late, 2)
+
+
+@pytest.mark.parametrize(
+    ("type_", "classes", "given"),
+    [
+        ("bool", [False, True], {"true": 2, "false": 3}),
+        ("int64", [0, 1], {"1": 2, "0": 3}),
+        ("int64", [0, 1], {1: 2, 0: 3}),
+        ("string", ["no", "yes"], {"yes": 2, "no": 3}),
+    ],
+)
+def test_classes_are_named_as_yaml_reads_them(type_: Any, classes: list[Any], given: dict[Any, float]) -> None:
+    task = Task(type="binary", target="y", target_type=type_, classes=classes)
+
+    assert task.weighing(checked(TaskSpec, {"target": "y", "class_weight": given}), [1, 1]).class_weights == [3.0, 2.0]
