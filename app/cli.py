@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from app.endings import exits
-from pipelines.errors import RequirementError, SpecError
+from pipelines.errors import RequirementError
 
 cli = typer.Typer(
     help="From Parquet or CSV to a served model on one Ray cluster: one YAML file, the Spec, says how.",
@@ -67,12 +67,16 @@ def command(name: str, group: typer.Typer = cli, **settings: Any) -> Callable[[C
 def run_spec(
     specs: NewSpecs = None,
     resume: Resume = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Search for better hyperparameters first.", show_default=False)] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Prepare, train and evaluate: from data to a scored run."""
+    if tune:
+        _tune(specs, resume, address, store, sets, as_json)
+        return
     from app.opening import free_slots, open_ray, open_store, open_work
     from app.output import output, print_run
 
@@ -136,10 +140,19 @@ def train_spec(
         print_run(train(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
 
 
-@command("tune", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def tune_spec() -> None:
-    """Search for better hyperparameters."""
-    raise SpecError("heliostat tune: not yet")
+@command("tune")
+def tune_spec(
+    specs: NewSpecs = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted search instead.", show_default=False)
+    ] = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Search for better hyperparameters, then train and evaluate the best: many trials, one run."""
+    _tune(specs, resume, address, store, sets, as_json)
 
 
 @command("evaluate")
@@ -332,6 +345,25 @@ def show_demo(address: Address = None, store: Store = None, sets: Sets = None, a
 
     with output(as_json) as out:
         demo(out, address=address, store=store, sets=sets or [])
+
+
+def _tune(
+    specs: list[str] | None, resume: str | None, address: str | None, store: str | None, sets: list[str] | None, as_json: bool
+) -> None:
+    from app.opening import free_slots, open_ray, open_store, open_work
+    from app.output import output, print_run
+
+    begun, spec, origins = open_work(specs, resume, store, sets, search=True)
+    from tune.search import check, tune
+
+    with origins.blaming():
+        check(spec)
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        try:
+            print_run(tune(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
+        except RequirementError:
+            print_run(open_store(spec.store).find(begun.path if begun else f"{spec.name}@latest"), out)
+            raise
 
 
 def _look(what: str, references: list[str], store: str | None, sets: list[str] | None, as_json: bool) -> None:

@@ -75,6 +75,7 @@ def print_run(run: Run, out: Output, *, importance: Mapping[str, Any] | None = N
         _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
         *metric_lines(run.metrics, task.get("metric")),
         *([_line("resumed", f"from step {', '.join(map(str, record['resumed']))}")] if record.get("resumed") else []),
+        *tune_lines(record.get("tune") or {}),
         *([_line("parent", record["parent"])] if record.get("parent") else []),
         _line("path", run.path),
         *importance_lines(importance or {}),
@@ -201,6 +202,20 @@ def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | 
         return []
     rows = [[name, *(number(metrics[split].get(name)) for split in splits)] for name in names]
     return [_line(name, line) for name, line in zip(["metrics"] + [""] * len(rows), table(["", *splits], rows), strict=True)]
+
+
+def tune_lines(found: Mapping[str, Any]) -> list[str]:
+    """How a search went, and what it found."""
+    if not found:
+        return []
+    counts = ", ".join(f"{count} {status}" for status, count in found["trials"].items() if count)
+    values = ", ".join(f"{name} {value:.5g}" for name, value in found["values"].items())
+    point = ", ".join(f"{path} {number(v) if isinstance(v, float) else v}" for path, v in found["point"].items())
+    return [
+        _line("trials", f"{counts} in {found['seconds']:.0f} s; ended by {found['over']}"),
+        _line("winner", f"trial {found['winner']:04d}, valid {values}: {found['rule']}"),
+        _line("", point),
+    ]
 
 
 def importance_lines(importance: Mapping[str, Any]) -> list[str]:

@@ -82,12 +82,14 @@ def fit(
     metrics: Folder,
     progress: Progress,
     parent: Folder | None = None,
+    listen: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
     Goes on from the last checkpoint that is below `folder`, else from the model in `parent`, else from nothing; where that
     checkpoint is the end of a fit, nothing is left to do. A lost worker starts the group again from there, and a lost train
-    controller is replaced, together at most `train.max_failures` times; then `ClusterError` says why it was lost.
+    controller is replaced, together at most `train.max_failures` times; then `ClusterError` says why it was lost. `listen` gets
+    what rank 0 logs, and ends the fit by what it raises.
     """
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -105,11 +107,11 @@ def fit(
     job = Job(model.type, model.params, task, shards, team.threads, train.checkpoint_every, folder, rendezvous, parent)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: ray.kill(rendezvous))
-        hear = Hearing(stack, progress, metrics, train.max_failures, heard=steps_in(metrics))
+        hear = Hearing(stack, progress, metrics, train.max_failures, heard=steps_in(metrics), listen=listen)
         while True:
             left = train.max_failures - hear.losses
             watch: Any = Watch(rendezvous, train.worker_timeout_s, left)
-            done = _in_background(_trainer(family.trainer, job, team, left, watch).fit)
+            done = in_background(_trainer(family.trainer, job, team, left, watch).fit)
             try:
                 _listen_until(done, rendezvous, hear)
                 break
@@ -195,7 +197,7 @@ def _lean(trainer: Any) -> Any:
     return Lean
 
 
-def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+def in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     """Run it in a thread that does not outlive the process.
 
     In the main thread Ray Train would take Ctrl-C for itself and end the process with 0.
@@ -251,6 +253,7 @@ class Hearing:
     """The placement group of the workers."""
     heard: set[int] = field(default_factory=set)
     """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
+    listen: Callable[[dict[str, Any]], None] | None = None
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
@@ -272,6 +275,8 @@ class Hearing:
             self._lost(entry["lost"])
         else:
             self._report(entry["step"], entry["total"], entry["metrics"])
+            if self.listen is not None:
+                self.listen(entry)
 
     def check(self) -> None:
         """Raise `ClusterError` when the workers do not get ready, or Ray Train's controller has fallen silent."""

@@ -148,8 +148,11 @@ def test_wrong_usage_is_exit_code_2(words: list[str], call: Callable[..., Ended]
     assert "Traceback" not in ended.err
 
 
-def test_tune_says_not_yet(call: Callable[..., Ended]) -> None:
-    assert call("tune", "flights.yaml", "--set", "a=b") == Ended(2, "", "heliostat tune: not yet\n")
+def test_tune_without_a_space_says_what_to_add(call: Callable[..., Ended]) -> None:
+    ended = call("tune", "a.yaml")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("tune: the Spec says nothing of a search; add tune.space, such as {model.params.num_leaves:")
 
 
 @pytest.mark.parametrize(
