@@ -67,14 +67,14 @@ def command(name: str, group: typer.Typer = cli, **settings: Any) -> Callable[[C
 def run_spec(
     specs: NewSpecs = None,
     resume: Resume = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Search for better hyperparameters first.", show_default=False)] = False,
+    tuned: Annotated[bool, typer.Option("--tune", help="Search for better hyperparameters first.", show_default=False)] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Prepare, train and evaluate: from data to a scored run."""
-    if tune:
+    if tuned:
         _tune(specs, resume, address, store, sets, as_json)
         return
     from app.opening import free_slots, open_ray, open_store, open_work
@@ -354,13 +354,13 @@ def _tune(
     from app.output import output, print_run
 
     begun, spec, origins = open_work(specs, resume, store, sets, search=True)
-    from tune.search import check, tune
+    from tune.search import check, search
 
     with origins.blaming():
         check(spec)
     with output(as_json) as out, open_ray(address), origins.blaming():
         try:
-            print_run(tune(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
+            print_run(search(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
         except RequirementError:
             print_run(open_store(spec.store).find(begun.path if begun else f"{spec.name}@latest"), out)
             raise

@@ -73,19 +73,19 @@ class Begun:
     """Searched so far."""
 
 
-def tune(spec: S, *, resume: Run | None = None, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
+def search(spec: S, *, resume: Run | None = None, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
     """Search, train the winner and return the complete Run. Raises as `run` does, and for a space that cannot be searched.
 
     `resume` is a search that was interrupted, of which `spec` is the Spec: trials that have ended count, and those under way
     go on from their checkpoints.
     """
     check(spec)
-    made, search = _begin(spec, progress, free_slots) if resume is None else _go_on(resume, spec, progress, free_slots)
+    made, work = _begin(spec, progress, free_slots) if resume is None else _go_on(resume, spec, progress, free_slots)
     fitting = made if made.folder.exists(BEGUN) else None  # the search was over, and its winner trained, when it was interrupted
     if fitting is None:
-        with _resumable(made, search):
-            search.run(progress, free_slots)
-    winner, facts = search.won()
+        with _resumable(made, work):
+            work.run(progress, free_slots)
+    winner, facts = work.won()
     progress.note(f"tune: trial {facts['tune']['winner']} wins ({facts['tune']['rule']}); it is trained and evaluated now")
     if fitting is not None:
         winner = checked(type(spec), read_yaml(made.folder.read_bytes("spec.yaml").decode(), "spec.yaml"))
@@ -97,12 +97,12 @@ def tune(spec: S, *, resume: Run | None = None, progress: Progress = SILENT, fre
 
 
 @contextlib.contextmanager
-def _resumable(made: Run, search: Search) -> Iterator[None]:
+def _resumable(made: Run, work: Search) -> Iterator[None]:
     """Say of whatever ends a search in the middle what is known so far, and how it goes on."""
     try:
         yield
     except BaseException as error:
-        error.add_note("; ".join([*filter(None, [search.best()]), f"to go on: heliostat tune --resume {made.path}"]))
+        error.add_note("; ".join([*filter(None, [work.best()]), f"to go on: heliostat tune --resume {made.path}"]))
         raise
 
 
@@ -156,13 +156,13 @@ def _begin(spec: SearchedSpec, progress: Progress, free_slots: Callable[[], floa
     layout = Layout.plan(tune, spec.train, _rooms(), free=free, gpus=gpus, size=size)
     made = Run.create(spec.store, spec.name)
     begun = Begun(list(objective.metrics), asdict(layout), 0.0)
-    search = Search(spec, made, objective, layout, begun, {settings_of(shown): prepared})
-    begin(search.study, tune, first, known)
+    work = Search(spec, made, objective, layout, begun, {settings_of(shown): prepared})
+    begin(work.study, tune, first, known)
     made.folder.write_bytes(YAML, to_yaml(spec).encode())
     made.folder.write_bytes("spec.yaml", to_yaml(spec).encode())
-    search.note()
+    work.note()
     progress.note(f"trials: {layout.described}")
-    return made, search
+    return made, work
 
 
 def _go_on(made: Run, spec: SearchedSpec, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, Search]:
@@ -177,11 +177,11 @@ def _go_on(made: Run, spec: SearchedSpec, progress: Progress, free_slots: Callab
             f"the search {made.id} goes on with {layout.at_once} trials of {layout.workers * layout.cpus:g} slots each at once, "
             f"and {free:g} slots are free; wait, or join a Ray that has them with --address"
         )
-    search = Search(spec, made, objective, layout, begun, {})
-    ended, left = len(own(search.study)) - len(own(search.study, TrialState.RUNNING)), len(own(search.study, TrialState.RUNNING))
+    work = Search(spec, made, objective, layout, begun, {})
+    ended, left = len(own(work.study)) - len(own(work.study, TrialState.RUNNING)), len(own(work.study, TrialState.RUNNING))
     progress.note(f"run {made.id} goes on: {ended} trials have ended or wait, {left} were under way")
-    search.note()
-    return made, search
+    work.note()
+    return made, work
 
 
 class Search:
