@@ -115,8 +115,13 @@ def plan_spec(specs: Specs, address: Address = None, store: Store = None, sets: 
     from pipelines.plan import plan
 
     with output(as_json) as out, machines(address) as found, origins.blaming():
-        made = plan(spec, found, progress=out.progress)
-        print_plan(made, out)
+        made, searched = plan(spec, found, progress=out.progress), None
+        if spec.tune is not None:
+            from tune.plan import plan_search
+
+            searched = plan_search(spec, found, made)
+            made.problems.extend(searched.problems)
+        print_plan(made, out, searched)
         made.refuse()
 
 

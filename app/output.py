@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.predict import Predictions
     from pipelines.prepare import Prepared
     from pipelines.runs import Run
+    from tune.plan import SearchPlan
 
 FINDINGS = 10
 """How many are printed."""
@@ -122,8 +123,8 @@ def print_list(runs: list[Run], out: Output) -> None:
     out.result(content, lines if runs else ["no run is complete yet: heliostat run SPEC makes one"])
 
 
-def print_plan(plan: Plan, out: Output) -> None:
-    """Print what a run would do."""
+def print_plan(plan: Plan, out: Output, searched: SearchPlan | None = None) -> None:
+    """Print what a run would do, and a search where the Spec has one."""
     kinds = Counter(column["kind"] for column in plan.columns.values())
     known = "" if plan.exact else "about "
     stages = [
@@ -145,8 +146,22 @@ def print_plan(plan: Plan, out: Output) -> None:
             _line("machines" if i == 0 else "", f"{machine.name}: {machine.slots:g} slots, {size(machine.memory)} free")
             for i, machine in enumerate(plan.machines)
         ),
+        *(plan_lines(searched) if searched else []),
     ]
-    out.result(asdict(plan), lines)
+    out.result(asdict(plan) | ({"tune": asdict(searched)} if searched else {}), lines)
+
+
+def plan_lines(searched: SearchPlan) -> list[str]:
+    """What a search would do."""
+    points = f", of {searched.points:,} points of the grid" if searched.points is not None else ""
+    times = "once for all trials" if searched.prepared == 1 else "once per setting of data and features"
+    most = f", {min(searched.prepared, searched.trials)} times at most" if (searched.prepared or 1) > 1 else ""
+    return [
+        _line("tune", f"{searched.trials:,} trials at most{points}; {searched.knobs} knobs"),
+        _line("", f"searcher {searched.searcher}, scheduler {searched.scheduler}; data is prepared {times}{most}"),
+        *([_line("", f"{searched.layout.described}")] if searched.layout else []),
+        *([_line("", f"{size(searched.copies)} in all, a copy of the binned rows each")] if searched.layout else []),
+    ]
 
 
 def print_cache(found: list[Entry], out: Output) -> None:

@@ -39,7 +39,7 @@ from pipelines.training.trainer import END_S, POLL_S, Team, in_background
 from tune.layout import Layout, Room
 from tune.learned import learned
 from tune.objective import Objective
-from tune.space import Point, grid
+from tune.space import Point, count, grid
 from tune.spec import SearchedSpec, axes
 from tune.study import baseline, begin, open_study, own, point_of, read_study
 from tune.trials import Going, Trials, clean
@@ -53,6 +53,8 @@ S = TypeVar("S", bound=SearchedSpec)
 YAML: Final = "search.yaml"
 WINNER: Final = "winner.yaml"
 LEARNED: Final = "learned.json"
+GRID: Final = 100_000
+"""Points at most."""
 ENVIRONMENT: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the child Runs have it all
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the study remembers
@@ -113,6 +115,10 @@ def check(spec: SearchedSpec) -> None:
             "tune: the Spec says nothing of a search; add tune.space, such as {model.params.num_leaves: {int: [15, 255]}}"
         )
     parameters(spec)
+    if spec.tune.searcher == "grid" and (points := count(spec.tune.space)) > GRID:
+        raise SpecError(
+            f"tune.searcher: the grid has {points:,} points, more than {GRID:,}; lower steps, or take another searcher"
+        )
     for path, axis, opening in axes(spec.tune.space):
         problems: list[str] = []
         for value in axis.extremes:
@@ -137,7 +143,7 @@ def _begin(spec: SearchedSpec, progress: Progress, free_slots: Callable[[], floa
     assert tune is not None
     known = [trial for reference in tune.warm_start for trial in _known(spec.store, reference)]
     first = first_points(spec)
-    shown = spec.replace(first[0] if first and tune.reaches_data else {})
+    shown = spec.replace(_of_data(first[0]) if first else {})
     free = free_slots()  # before Ray Data takes some: Ray tells a moment late that they are free again
     prepared = prepare(shown, progress=progress)
     family, params, gpus = family_of(shown)
@@ -437,7 +443,10 @@ class _Stop:
 
 
 def first_points(spec: SearchedSpec) -> list[Point]:
-    """The Spec's own settings, if they lie in the space: no search ends worse than it began. Of a grid, its first point."""
+    """The Spec's own settings, if they lie in the space: no search ends worse than it began.
+
+    Where they do not, and trials differ in their data, the first settings of the data. Of a grid, its first point.
+    """
     tune = spec.tune
     assert tune is not None
     if tune.searcher == "grid":
@@ -448,7 +457,12 @@ def first_points(spec: SearchedSpec) -> list[Point]:
     found = baseline(tune.space, own_values)
     if found or not tune.reaches_data:
         return found
-    return [{path: axis.extremes[0] for path, axis in tune.space.items()}]
+    return [_of_data({path: axis.extremes[0] for path, axis in tune.space.items()})]
+
+
+def _of_data(point: Point) -> Point:
+    """What of a point decides the prepared data."""
+    return {path: value for path, value in point.items() if not path.startswith("model.params")}
 
 
 def settings_of(spec: SearchedSpec) -> str:

@@ -7,6 +7,7 @@ path, and one that a choice opens by the choice besides: another value of it may
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,11 @@ def grid(space: Space) -> list[Point]:
             for below in (grid(axis.opened(value)) if axis.opened(value) else [{}])
         ]
     return points
+
+
+def count(space: Space) -> int:
+    """How many points the grid has."""
+    return math.prod(sum(count(axis.opened(value)) for value in values_of(axis)) for axis in space.values())
 
 
 def values_of(axis: Axis) -> list[Any]:

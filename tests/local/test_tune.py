@@ -244,8 +244,8 @@ def test_a_trial_whose_process_dies_has_failed_and_the_search_goes_on(data: Path
     spec = spec_of(
         data,
         store / "killed",
-        {"trials": 6, "scheduler": "none"},
-        model={"params": {"rounds": 4000, "early_stopping": None, "num_leaves": 15}},
+        {"trials": 5, "scheduler": "none"},
+        model={"params": {"rounds": 1000, "early_stopping": None, "num_leaves": 15}},
     )
     killed: list[int] = []
 
@@ -264,16 +264,16 @@ def test_a_trial_whose_process_dies_has_failed_and_the_search_goes_on(data: Path
     thread.join()
 
     assert killed
-    assert found.record["tune"]["trials"] == {"complete": 5, "stopped": 0, "failed": 1}
+    assert found.record["tune"]["trials"] == {"complete": 4, "stopped": 0, "failed": 1}
     (failed,) = [child for child in children(found) if child["status"] == "failed"]
     assert "the process of the trial" in failed["error"]
 
 
-LONG = {"rounds": 3000, "early_stopping": None, "num_leaves": 15}
+LONG = {"rounds": 1000, "early_stopping": None, "num_leaves": 15}
 
 
 def words(data: Path, folder: Path, *more: str) -> list[str]:
-    content = spec_of(data, folder / "runs", {"trials": 5, "scheduler": "none"}, model={"params": LONG})
+    content = spec_of(data, folder / "runs", {"trials": 4, "scheduler": "none"}, model={"params": LONG})
     (folder / "people.yaml").write_text(json.dumps(content.model_dump(by_alias=True)))
     return ["tune", "people.yaml", *more]
 
@@ -302,12 +302,12 @@ def test_a_search_that_was_killed_goes_on_with_its_trials_and_what_it_learned(da
 
     assert again.returncode == 0, err
     record = json.loads(out)
-    assert record["tune"]["trials"] == {"complete": 5, "stopped": 0, "failed": 0} and record["path"] == str(run)
+    assert record["tune"]["trials"] == {"complete": 4, "stopped": 0, "failed": 0} and record["path"] == str(run)
     after = {file.parent.name: file.read_text() for file in run.glob("trials/*/run.json")}
     assert {name: after[name] for name in before} == before  # not tried again
     for name in left:  # every report once, and not one missing
         steps = [json.loads(line)["step"] for line in (run / "trials" / name / "metrics.jsonl").read_text().splitlines()]
-        assert sorted(set(steps)) == list(range(5, 3001, 5)) and len(steps) == 5 * 600
+        assert sorted(set(steps)) == list(range(5, 1001, 5)) and len(steps) == 5 * 200
     assert not (run / "search.json").exists()
 
 
