@@ -155,7 +155,8 @@ def plan_lines(searched: SearchPlan) -> list[str]:
     """What a search would do."""
     points = f", of {searched.points:,} points of the grid" if searched.points is not None else ""
     times = "once for all trials" if searched.prepared == 1 else "once per setting of data and features"
-    most = f", {min(searched.prepared, searched.trials)} times at most" if (searched.prepared or 1) > 1 else ""
+    prepared = searched.prepared or searched.trials
+    most = f", {min(prepared, searched.trials)} times at most" if prepared > 1 else ""
     return [
         _line("tune", f"{searched.trials:,} trials at most{points}; {searched.knobs} knobs"),
         _line("", f"searcher {searched.searcher}, scheduler {searched.scheduler}; data is prepared {times}{most}"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.errors import SpecError
 from pipelines.notation import to_yaml
@@ -88,7 +88,10 @@ class Trials:
         return sum(trial.datetime_complete > best for trial in ended if trial.datetime_complete and best)
 
     def next(self) -> Going | None:
-        """Begin a trial, or go on with one that was left; None where its settings are no Spec: it has failed."""
+        """Begin a trial, or go on with one that was left.
+
+        None where there is nothing to do: its settings are no Spec, so it has failed, or they were tried before.
+        """
         with quiet():
             if self._left:
                 frozen = self._left.pop(0)
@@ -106,6 +109,9 @@ class Trials:
             self._end(Going(trial, point, self._spec, run), TrialState.FAIL, error=str(error))
             return None
         going = Going(trial, point, spec, run)
+        if (twin := self._twin(trial)) is not None:
+            self._repeat(going, twin)
+            return None
         run.folder.write_bytes("spec.yaml", to_yaml(spec).encode())
         known = run.folder.read_bytes("metrics.jsonl").decode() if run.folder.exists("metrics.jsonl") else ""
         if known:  # it tells again what it had told before it was left
@@ -167,6 +173,21 @@ class Trials:
             for trial in found
         ]
         return ["TRIAL", *self._objective.metrics, *(path.removeprefix("model.params.") for path in paths)], rows
+
+    def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """A trial of the same settings that has ended: this one would end as that one did."""
+        ended = own(self._study, TrialState.COMPLETE, TrialState.PRUNED)
+        return next((other for other in ended if other.params == trial.params), None)
+
+    def _repeat(self, going: Going, twin: FrozenTrial) -> None:
+        before = Run.open(self._run.folder / "trials" / f"{twin.number:04d}").record
+        with quiet():
+            for step, value in twin.intermediate_values.items():
+                going.trial.report(value, step)
+        same = {name: before[name] for name in ("step", "values", "metrics") if name in before}
+        told = twin.values if twin.state == TrialState.COMPLETE else None
+        going.facts = {"seconds": 0.0}
+        self._end(going, twin.state, told, same_as=twin.number, **same)
 
     def _end(
         self,

@@ -318,6 +318,27 @@ def test_the_next_process_goes_on_with_the_trials_that_were_under_way(tmp_path: 
     assert [json.loads(line)["step"] for line in lines] == [5, 10]
 
 
+def test_settings_that_were_tried_are_not_tried_again(tmp_path: Path) -> None:
+    found = books(tmp_path, f"  points: [{{{LEAVES}: 9}}]\n")
+    for leaves in (9, 20, 9, 20):
+        found.study.enqueue_trial({LEAVES: leaves}, skip_if_exists=False)
+    first, second = found.next(), found.next()
+    assert first is not None and second is not None
+    found.hear(first, report(0.6, 0.7))
+    found.complete(first, {"step": 10, "costs": {}})
+    found.hear(second, report(0.5, 0.4))
+    found.stop(second)
+
+    assert (found.next(), found.next()) == (None, None)
+    trials = found.study.trials
+    assert [(trial.state, trial.intermediate_values) for trial in trials[2:]] == [
+        (trial.state, trial.intermediate_values) for trial in trials[:2]
+    ]
+    assert trials[2].value == 0.7
+    record = json.loads((tmp_path / "people/run1/trials/0002/run.json").read_text())
+    assert (record["same_as"], record["values"], record["status"]) == (0, {"auc": 0.7}, "complete")
+
+
 def test_trials_without_gain_are_counted_from_the_best(trials: Trials) -> None:
     for value in (0.5, 0.9, 0.8, 0.7):
         going = trials.next()
