@@ -27,7 +27,7 @@ FINDINGS = 10
 """How many are printed."""
 COLUMNS = 10
 """Of the importance, likewise."""
-ORDER = ("prepare", "train", "valid", "test", "evaluate")
+ORDER = ("tune", "prepare", "train", "valid", "test", "evaluate")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def run(
         found = evaluate(made, spec, progress=progress)
     facts = _with_evaluation(facts, found)
     more = dict(more or {})
-    done = made.complete(**{**facts, **more, "metrics": {**more.get("metrics", {}), **facts["metrics"]}})
+    both = {name: {**more.get(name, {}), **facts[name]} for name in ("metrics", "seconds")}
+    done = made.complete(**{**facts, **more, **both})
     require(spec, task, found.metrics)
     return done
 

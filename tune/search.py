@@ -279,7 +279,7 @@ class Search:
         }
         # Refitted on all rows it has no valid rows any more: those of the trial are what it competes with.
         metrics = {"valid": child.record["metrics"]["valid"]} if self._tune.refit == "all" else {}
-        return self._refit(winner, best, child), {"tune": told, "metrics": metrics}
+        return self._refit(winner, best, child), {"tune": told, "metrics": metrics, "seconds": {"tune": self._seconds}}
 
     def best(self) -> str | None:
         """The best trial so far in one line, its Spec being written; None: there is none."""

@@ -16,6 +16,8 @@ from ray.tune.search import Searcher
 
 from pipelines.errors import UserError
 from pipelines.progress import Stage
+from pipelines.training.lost import Lost, explain
+from pipelines.training.trainer import look
 from tune.spec import TuneSpec
 from tune.stopping import Known, Rule, Unkept
 from tune.study import own
@@ -68,7 +70,7 @@ class Asking(Unkept, Searcher):
         self._stopped: set[str] = set()
         self.over: str | None = None
         """Why no trial is started any more."""
-        self.lost = "the process of the trial was lost"
+        self._deaths: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """A trial's job; None while all wait for their data; FINISHED."""
@@ -108,6 +110,10 @@ class Asking(Unkept, Searcher):
             return True
         return False
 
+    def lost(self, trial_id: str, text: str) -> None:
+        """Hear what Ray says of the death of a trial's process, just before it completes with an error."""
+        self._deaths[trial_id] = text
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: `unwanted` has heard it."""
 
@@ -119,7 +125,7 @@ class Asking(Unkept, Searcher):
         if trial_id in self._stopped:
             self._trials.stop(going)
         elif error:
-            self._trials.fail(going, self.lost)
+            self._trials.fail(going, self._why(going, self._deaths.pop(trial_id, "")))
         elif not report.get("done"):
             return  # the search was interrupted: a later one goes on with it
         elif "error" in report:
@@ -135,6 +141,12 @@ class Asking(Unkept, Searcher):
                 )  # others are compared with it
             self._trials.complete(going, report["final"])
         self._ended()
+
+    def _why(self, going: Going, text: str) -> str:
+        """Why a process is gone, in one line."""
+        pid, node = going.facts.get("pid"), going.facts.get("node")
+        lost = Lost(f"the process of the trial (pid {pid})" if pid else "the process of the trial", "died", text, pid, node)
+        return " ".join(explain(lost, look(lost), going.facts.get("oom_kills", 0)).split())
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's journal is all that a search remembers."""

@@ -89,5 +89,8 @@ class Deciding(Unkept, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._listener = listener
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._listener.lost(trial.trial_id, str(trial.get_error() or ""))
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return str(TrialScheduler.STOP if self._listener.unwanted(trial.trial_id, result) else TrialScheduler.CONTINUE)

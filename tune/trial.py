@@ -31,6 +31,7 @@ from pipelines.registry import MODELS, load
 from pipelines.spec import ModelSpec, TrainSpec
 from pipelines.storage import Folder, one_line
 from pipelines.tasks import Task
+from pipelines.training.lost import kernel_oom_kills
 from pipelines.training.shared import Shared
 from pipelines.training.trainer import Team, fit
 from pipelines.training.worker import STATE, Stopped, Worker, cores, last_checkpoint, parent_of, start_of
@@ -99,6 +100,7 @@ class Fitting:
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._unwanted = threading.Event()
         self._count = 0
+        self._node, self._oom_kills = ray.get_runtime_context().get_node_id(), kernel_oom_kills()
         self._started, self._made, self._cpu = time.monotonic(), shared.made, time.process_time()
         self._thread = threading.Thread(target=self._run, name="heliostat-trial", daemon=True)
         self._thread.start()
@@ -119,6 +121,8 @@ class Fitting:
             "cpu_s": time.process_time() - self._cpu,
             "made": self._shared.made - self._made,
             "pid": os.getpid(),
+            "node": self._node,
+            "oom_kills": self._oom_kills,
         }
         result = {"first": self._count, "curve": curve, "done": last is not None, "facts": facts, **(last or {})}
         self._count += len(curve)

@@ -302,7 +302,7 @@ class Hearing:
         return ClusterError(f"train: {self.failures[-1]}; {often}, and train.max_failures is {self.max_failures}")
 
     def _lost(self, lost: list[Lost]) -> None:
-        told = sentences(lost, _look, self._oom_kills)
+        told = sentences(lost, look, self._oom_kills)
         self.failures += told
         self.losses += 1
         again = (
@@ -339,7 +339,7 @@ def steps_in(metrics: Folder) -> set[int]:
     return {json.loads(line)["step"] for line in whole.splitlines()}
 
 
-def _look(lost: Lost) -> Trace | None:
+def look(lost: Lost) -> Trace | None:
     """Look on a lost worker's node at what its process left; None where the node does not answer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

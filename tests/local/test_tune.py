@@ -266,7 +266,7 @@ def test_a_trial_whose_process_dies_has_failed_and_the_search_goes_on(data: Path
     assert killed
     assert found.record["tune"]["trials"] == {"complete": 4, "stopped": 0, "failed": 1}
     (failed,) = [child for child in children(found) if child["status"] == "failed"]
-    assert "the process of the trial" in failed["error"]
+    assert failed["error"] == f"the process of the trial (pid {killed[0]}) was killed from outside (SIGKILL)"
 
 
 LONG = {"rounds": 1000, "early_stopping": None, "num_leaves": 15}

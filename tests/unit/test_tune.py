@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import polars as pl
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from app.spec import Spec, parse_spec
 from pipelines.errors import ClusterError, SpecError
+from pipelines.plan import plan
 from pipelines.runs import Run
 from pipelines.spec import TrainSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
+from tests.unit.test_plan import cluster
 from tune.layout import Layout, Room
 from tune.learned import learned
 from tune.objective import Objective
+from tune.plan import plan_search
 from tune.search import check, first_points, settings_of
 from tune.space import ask, distributions, grid, params_of, within
 from tune.spec import Space, TuneSpec
@@ -487,3 +491,31 @@ def test_trials_with_the_same_data_have_one_key_and_others_have_not() -> None:
     assert settings_of(spec.replace({LEAVES: 5})) == settings_of(spec)
     assert settings_of(spec.replace({"features.numeric": ["impute"]})) != settings_of(spec)
     assert point_of(optuna.trial.create_trial(value=1.0, user_attrs={"point": '{"a": [1]}'})) == {"a": [1]}
+
+
+def test_a_plan_tells_how_trials_share_the_cluster_and_how_often_data_is_prepared(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [i * 7919 % 997 / 3 for i in range(1000)], "y": [i % 3 == 0 for i in range(1000)]}).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    places = [f"data.source={tmp_path / 'rows.parquet'}", f"store={tmp_path}"]
+    space = f"{{{LEAVES}: {{int: [4, 64]}}, features.numeric: {{choice: [[], [impute], [scale]]}}}}"
+    spec, _ = parse_spec([("a.yaml", f"{BASE}tune: {{trials: 9, searcher: grid, space: {space}}}\n")], places)
+
+    found = plan_search(spec, cluster(), plan(spec, cluster()))
+
+    assert (found.trials, found.knobs, found.points, found.prepared) == (9, 2, 15, 3)
+    assert found.layout is not None and (found.layout.at_once, found.layout.workers) == (4, 1)
+    assert found.copies == 4 * found.layout.memory and found.problems == []
+    small = cluster(memory=1 << 20)
+    assert "a trial needs" in plan_search(spec, small, plan(spec, small)).problems[0]
+
+
+def test_a_grid_that_nobody_could_try_is_refused_before_it_is_made() -> None:
+    knobs = ", ".join(
+        f"model.params.{name}: {{float: [0.1, 1.0], steps: 9}}" for name in ("lambda_l1", "lambda_l2", "path_smooth")
+    )
+    more = ", ".join(
+        f"model.params.{name}: {{float: [0.1, 1.0], steps: 9}}" for name in ("cat_l2", "cat_smooth", "learning_rate")
+    )
+    with pytest.raises(SpecError, match=r"^tune.searcher: the grid has 531,441 points, at most 100,000 can be; lower steps"):
+        check(spec_of(f"{{{knobs}, {more}}}", "  searcher: grid\n"))
