@@ -41,7 +41,7 @@ from tune.learned import learned
 from tune.objective import Objective
 from tune.space import Point, count, grid
 from tune.spec import SearchedSpec, axes
-from tune.study import baseline, begin, open_study, own, point_of, read_study
+from tune.study import Journal, baseline, begin, open_study, own, point_of, read_study
 from tune.trials import Going, Trials, clean
 
 if TYPE_CHECKING:
@@ -209,8 +209,9 @@ class Search:
         self._asked: set[str] = set(prepared)
         self._seconds = begun.seconds
         self._over = "the search has ended before"
-        self.study = open_study(made.folder, f"{made.name}/{made.id}", self._tune, objective.directions)
-        self._trials = Trials(spec, made, self.study, objective)
+        journal = Journal(made.folder)
+        self.study = open_study(journal, f"{made.name}/{made.id}", self._tune, objective.directions)
+        self._trials = Trials(spec, made, self.study, journal, objective)
 
     def note(self) -> None:
         """Write down what the search needs to go on."""

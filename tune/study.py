@@ -30,10 +30,13 @@ FROM: Final = "from"
 
 
 class Journal(BaseJournalBackend):
-    """A journal in a folder of any file system, which this process alone writes."""
+    """A journal in a folder of any file system, which this process alone writes.
+
+    A local file has each line at once. An object store cannot append: there the whole file is written by `flush`.
+    """
 
     def __init__(self, folder: Folder, name: str = JOURNAL) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._flushed = folder, name, True
         text = folder.read_bytes(name).decode() if folder.exists(name) else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # a kill left half a line
@@ -44,15 +47,25 @@ class Journal(BaseJournalBackend):
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._folder.append_text(self._name, text)
-        self._logs += [json.loads(line) for line in text.splitlines()]
+        lines = [json.dumps(log, separators=(",", ":")) for log in logs]
+        self._logs += [json.loads(line) for line in lines]
+        if self._folder.is_local:
+            self._folder.append_text(self._name, "".join(f"{line}\n" for line in lines))
+        else:
+            self._flushed = False
+
+    def flush(self) -> None:
+        """Write what a store that cannot append has not yet."""
+        if not self._flushed:
+            text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in self._logs)
+            self._folder.write_bytes(self._name, text.encode())
+            self._flushed = True
 
 
-def open_study(folder: Folder, name: str, tune: TuneSpec, directions: list[Direction]) -> optuna.Study:
+def open_study(journal: Journal, name: str, tune: TuneSpec, directions: list[Direction]) -> optuna.Study:
     """Open the study of a run, or begin it."""
     with quiet():
-        storage = JournalStorage(Journal(folder))
+        storage = JournalStorage(journal)
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
         # A searcher that goes on must not begin with the same random numbers again.
         study.sampler = sampler_of(tune, tune.seed + len(study.get_trials(deepcopy=False)))

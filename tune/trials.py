@@ -25,7 +25,7 @@ from pipelines.storage import Folder
 from tune.objective import Objective
 from tune.space import Point, ask
 from tune.spec import SearchedSpec
-from tune.study import own, point_of, quiet
+from tune.study import Journal, own, point_of, quiet
 
 STATUS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 
@@ -41,6 +41,8 @@ class Going:
     started: float = field(default_factory=time.monotonic)
     curve: list[dict[str, Any]] = field(default_factory=list)
     """What it has reported: step, total, metrics."""
+    lines: list[str] = field(default_factory=list)
+    """Of its metrics, not yet written: a store that cannot append gets them all at the end."""
     best: float | None = None
     """By the first metric, so far."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -54,9 +56,9 @@ class Going:
 class Trials:
     """Keeps the books of a search."""
 
-    def __init__(self, spec: SearchedSpec, run: Run, study: optuna.Study, objective: Objective) -> None:
+    def __init__(self, spec: SearchedSpec, run: Run, study: optuna.Study, journal: Journal, objective: Objective) -> None:
         assert spec.tune is not None
-        self._spec, self._run, self._study, self._objective = spec, run, study, objective
+        self._spec, self._run, self._study, self._journal, self._objective = spec, run, study, journal, objective
         self._space = spec.tune.space
         self._left = own(study, TrialState.RUNNING)
         """Trials that a search which was killed has left."""
@@ -90,7 +92,7 @@ class Trials:
     def next(self) -> Going | None:
         """Begin a trial, or go on with one that was left.
 
-        None where there is nothing to do: its settings are no Spec, so it has failed, or they were tried before.
+        None where there is nothing to do: its settings are no Spec, so it has failed; they were tried before; or it has ended.
         """
         with quiet():
             if self._left:
@@ -102,7 +104,11 @@ class Trials:
                 trial = self._study.ask()
                 point = ask(self._space, trial)
             trial.set_user_attr("point", json.dumps(point))
+        self._journal.flush()
         run = Run(self._run.folder / "trials" / f"{trial.number:04d}", {})
+        if run.folder.exists(RECORD):
+            self._tell(trial, Run.open(run.folder).record)
+            return None
         try:
             spec = self._spec.replace({**point, "tune": None})
         except SpecError as error:
@@ -136,9 +142,16 @@ class Trials:
             if len(self._objective.metrics) == 1:
                 with quiet():
                     going.trial.report(value, entry["step"])
-        if lines:
-            going.run.folder.append_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        going.lines += [json.dumps(line) + "\n" for line in lines]
+        if going.run.folder.is_local:
+            self._write_lines(going)
         return found
+
+    @staticmethod
+    def _write_lines(going: Going) -> None:
+        if going.lines:
+            going.run.folder.append_text("metrics.jsonl", "".join(going.lines))
+            going.lines.clear()
 
     def complete(self, going: Going, final: dict[str, Any]) -> None:
         """A trial came to its end: its values are those of the model that it has left."""
@@ -174,6 +187,14 @@ class Trials:
         ]
         return ["TRIAL", *self._objective.metrics, *(path.removeprefix("model.params.") for path in paths)], rows
 
+    def _tell(self, trial: optuna.Trial, record: dict[str, Any]) -> None:
+        """Tell of a trial that has ended, and left its record, before the process that knew it was killed."""
+        state = next(state for state, status in STATUS.items() if status == record["status"])
+        values = [record["values"][metric] for metric in self._objective.metrics] if state == TrialState.COMPLETE else None
+        with quiet():
+            self._study.tell(trial, values, state=state)
+        self._journal.flush()
+
     def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """A trial of the same settings that has ended: this one would end as that one did."""
         ended = own(self._study, TrialState.COMPLETE, TrialState.PRUNED)
@@ -204,12 +225,14 @@ class Trials:
             with quiet():
                 going.trial.set_user_attr("error", record["error"])
         seconds = going.facts.get("seconds", time.monotonic() - going.started)
-        with quiet():
-            going.trial.set_user_attr("seconds", seconds)
-            self._study.tell(going.trial, told, state=state)
+        self._write_lines(going)
         going.run.complete(
             name=self._run.name, status=STATUS[state], trial=going.number, point=going.point, seconds={"train": seconds}, **record
         )
+        with quiet():  # the study last: what a kill leaves between the two is told by `_tell`
+            going.trial.set_user_attr("seconds", seconds)
+            self._study.tell(going.trial, told, state=state)
+        self._journal.flush()
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 import polars as pl
+import pyarrow as pa
+import pyarrow.fs
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,7 +29,7 @@ from tune.search import check, first_points, settings_of
 from tune.space import ask, distributions, grid, params_of, within
 from tune.spec import Space, TuneSpec
 from tune.stopping import Known, Rule
-from tune.study import begin, open_study, own, point_of, quiet, read_study
+from tune.study import Journal, begin, open_study, own, point_of, quiet, read_study
 from tune.trials import Trials
 
 BASE = "data: {source: rows.parquet}\ntask: {target: y}\n"
@@ -162,7 +164,7 @@ def test_the_spec_itself_is_the_first_point_where_it_lies_in_the_space() -> None
 
 def test_known_points_are_tried_first(tmp_path: Path) -> None:
     tune = tuned(f"{{{LEAVES}: {{int: [4, 64]}}}}", f"  points: [{{{LEAVES}: 9}}, {{{LEAVES}: 63}}]\n")
-    study = open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"])
     begin(study, tune, [{LEAVES: 63}], [])
 
     assert [ask(tune.space, study.ask())[LEAVES] for _ in range(2)] == [63, 9]
@@ -170,7 +172,7 @@ def test_known_points_are_tried_first(tmp_path: Path) -> None:
 
 def test_a_grid_larger_than_the_budget_is_not_only_its_corner(tmp_path: Path) -> None:
     tune = tuned("{model.params.a: {int: [1, 30], steps: 30}}", "  searcher: grid\n")
-    study = open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"])
     begin(study, tune, [], [])
 
     found = [ask(tune.space, study.ask())["model.params.a"] for _ in range(30)]
@@ -182,7 +184,7 @@ def test_every_searcher_goes_on_from_the_journal_alone(searcher: str, tmp_path: 
     tune = tuned(f"{{{LEAVES}: {{int: [4, 64], log: true}}, {RATE}: {{float: [0.01, 0.3]}}}}", f"  searcher: {searcher}\n")
     folder, told = Folder.at(str(tmp_path)), []
     for session in range(2):
-        study = open_study(folder, "a", tune, ["maximize"])
+        study = open_study(Journal(folder), "a", tune, ["maximize"])
         if session == 0:
             begin(study, tune, [], [])
         for _ in range(12):
@@ -192,26 +194,38 @@ def test_every_searcher_goes_on_from_the_journal_alone(searcher: str, tmp_path: 
                 study.tell(trial, point[RATE])
             told.append((point[LEAVES], point[RATE]))
 
-    again = open_study(folder, "a", tune, ["maximize"])
+    again = open_study(Journal(folder), "a", tune, ["maximize"])
     assert [(trial.params[LEAVES], trial.params[RATE]) for trial in again.trials[:24]] == told
     assert told[12:] != told[:12]  # as one would say that began anew
 
 
 def test_a_torn_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
     tune = tuned(f"{{{RATE}: {{float: [0.01, 0.3]}}}}")
-    study = open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"])
     study.tell(study.ask(), 0.5)
     with open(tmp_path / "study.journal", "a") as file:
         file.write('{"op_code": 4, "wor')
 
-    again = open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"])
+    again = open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"])
     again.tell(again.ask(), 0.6)
-    assert [trial.value for trial in open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"]).trials] == [0.5, 0.6]
+    assert [trial.value for trial in open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"]).trials] == [0.5, 0.6]
+
+
+def test_a_store_that_cannot_append_gets_the_journal_when_a_trial_has_ended(tmp_path: Path) -> None:
+    tune = tuned(f"{{{RATE}: {{float: [0.01, 0.3]}}}}")
+    away = Folder(pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()), "run")
+    journal = Journal(away)
+    study = open_study(journal, "a", tune, ["maximize"])
+    study.tell(study.ask(), 0.5)
+    assert not away.exists("study.journal")
+    journal.flush()
+
+    assert [trial.value for trial in open_study(Journal(away), "a", tune, ["maximize"]).trials] == [0.5]
 
 
 def test_optuna_itself_reads_the_journal(tmp_path: Path) -> None:
     tune = tuned(f"{{{RATE}: {{float: [0.01, 0.3]}}}}")
-    study = open_study(Folder.at(str(tmp_path)), "a", tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(tmp_path))), "a", tune, ["maximize"])
     study.tell(study.ask(), 0.5)
 
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
@@ -220,7 +234,7 @@ def test_optuna_itself_reads_the_journal(tmp_path: Path) -> None:
 
 
 def searched(folder: Path, tune: TuneSpec, values: list[float]) -> None:
-    study = open_study(Folder.at(str(folder)), folder.name, tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(folder))), folder.name, tune, ["maximize"])
     for value in values:
         trial = study.ask()
         ask(tune.space, trial)
@@ -231,7 +245,7 @@ def test_a_search_learns_from_an_earlier_one_without_counting_its_trials(tmp_pat
     tune = tuned(f"{{{RATE}: {{float: [0.01, 0.3]}}}}")
     (tmp_path / "old").mkdir()
     searched(tmp_path / "old", tune, [0.5, 0.7])
-    study = open_study(Folder.at(str(tmp_path)), "new", tune, ["maximize"])
+    study = open_study(Journal(Folder.at(str(tmp_path))), "new", tune, ["maximize"])
     begin(study, tune, [], read_study(Folder.at(str(tmp_path / "old")), "old"))
 
     assert [trial.value for trial in study.trials] == [0.5, 0.7] and own(study) == []
@@ -256,7 +270,8 @@ def books(folder: Path, rest: str = "") -> Trials:
     run = Run(Folder.at(str(folder)) / "people" / "run1", {})
     run.folder.create()
     objective = Objective.of(spec.tune, TASK)
-    return Trials(spec, run, open_study(run.folder, "a", spec.tune, objective.directions), objective)
+    journal = Journal(run.folder)
+    return Trials(spec, run, open_study(journal, "a", spec.tune, objective.directions), journal, objective)
 
 
 def report(*values: float | None, first: int = 0, **more: Any) -> dict[str, Any]:
@@ -320,6 +335,18 @@ def test_the_next_process_goes_on_with_the_trials_that_were_under_way(tmp_path: 
     assert [trial.value for trial in after.study.trials] == [0.6, 0.75]
     lines = again.run.folder.read_bytes("metrics.jsonl").decode().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 10]
+
+
+def test_a_trial_whose_record_was_written_before_the_kill_is_not_tried_again(tmp_path: Path) -> None:
+    before = books(tmp_path)
+    going = before.next()
+    assert going is not None
+    before.hear(going, report(0.6))
+    going.run.complete(status="complete", values={"auc": 0.6}, step=5, point=going.point)
+
+    after = books(tmp_path)
+    assert after.next() is None
+    assert [(trial.state, trial.value) for trial in after.study.trials] == [(TrialState.COMPLETE, 0.6)]
 
 
 def test_settings_that_were_tried_are_not_tried_again(tmp_path: Path) -> None:
@@ -517,5 +544,5 @@ def test_a_grid_that_nobody_could_try_is_refused_before_it_is_made() -> None:
     more = ", ".join(
         f"model.params.{name}: {{float: [0.1, 1.0], steps: 9}}" for name in ("cat_l2", "cat_smooth", "learning_rate")
     )
-    with pytest.raises(SpecError, match=r"^tune.searcher: the grid has 531,441 points, at most 100,000 can be; lower steps"):
+    with pytest.raises(SpecError, match=r"^tune.searcher: the grid has 531,441 points, more than 100,000; lower steps"):
         check(spec_of(f"{{{knobs}, {more}}}", "  searcher: grid\n"))
