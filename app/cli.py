@@ -67,12 +67,16 @@ def command(name: str, group: typer.Typer = cli, **settings: Any) -> Callable[[C
 def run_spec(
     specs: NewSpecs = None,
     resume: Resume = None,
+    tuned: Annotated[bool, typer.Option("--tune", help="Search for better hyperparameters first.", show_default=False)] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Prepare, train and evaluate: from data to a scored run."""
+    if tuned:
+        _tune(specs, resume, address, store, sets, as_json)
+        return
     from app.opening import free_slots, open_ray, open_store, open_work
     from app.output import output, print_run
 
@@ -111,8 +115,13 @@ def plan_spec(specs: Specs, address: Address = None, store: Store = None, sets: 
     from pipelines.plan import plan
 
     with output(as_json) as out, machines(address) as found, origins.blaming():
-        made = plan(spec, found, progress=out.progress)
-        print_plan(made, out)
+        made, searched = plan(spec, found, progress=out.progress), None
+        if spec.tune is not None:
+            from tune.plan import plan_search
+
+            searched = plan_search(spec, found, made)
+            made.problems.extend(searched.problems)
+        print_plan(made, out, searched)
         made.refuse()
 
 
@@ -150,10 +159,19 @@ def train_spec(
         print_run(train(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
 
 
-@command("tune", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def tune_spec() -> None:
-    """Search for better hyperparameters."""
-    raise SpecError("heliostat tune: not yet")
+@command("tune")
+def tune_spec(
+    specs: NewSpecs = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted search instead.", show_default=False)
+    ] = None,
+    address: Address = None,
+    store: Store = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Search for better hyperparameters, then train and evaluate the best: many trials, one run."""
+    _tune(specs, resume, address, store, sets, as_json)
 
 
 @command("evaluate")
@@ -346,6 +364,25 @@ def show_demo(address: Address = None, store: Store = None, sets: Sets = None, a
 
     with output(as_json) as out:
         demo(out, address=address, store=store, sets=sets or [])
+
+
+def _tune(
+    specs: list[str] | None, resume: str | None, address: str | None, store: str | None, sets: list[str] | None, as_json: bool
+) -> None:
+    from app.opening import free_slots, open_ray, open_store, open_work
+    from app.output import output, print_run
+
+    begun, spec, origins = open_work(specs, resume, store, sets, search=True)
+    from tune.search import check, search
+
+    with origins.blaming():
+        check(spec)
+    with output(as_json) as out, open_ray(address), origins.blaming():
+        try:
+            print_run(search(spec, resume=begun, progress=out.progress, free_slots=free_slots), out)
+        except RequirementError:
+            print_run(open_store(spec.store).find(begun.path if begun else f"{spec.name}@latest"), out)
+            raise
 
 
 def _look(what: str, references: list[str], store: str | None, sets: list[str] | None, as_json: bool) -> None:

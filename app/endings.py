@@ -24,6 +24,7 @@ HALF_RUN = f"prepared data is kept in STORE/cache, and what is not complete is n
 KEPT = {
     "run": HALF_RUN,
     "train": HALF_RUN,
+    "tune": HALF_RUN,
     "prepare": f"what was complete in STORE/cache is kept; {AGAIN}",
     "predict": f"the output has no _manifest.json and is not complete; {AGAIN}",
 }

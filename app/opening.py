@@ -37,24 +37,27 @@ def open_run(reference: str, store: str | None, sets: Sequence[str] = ()) -> tup
     return run, *parse_spec([(f"{run.path}/spec.yaml", text)], sets)
 
 
-def open_interrupted(reference: str, store: str | None) -> tuple[Run, Spec, Origins]:
-    """Find a Run that is not complete and read its resolved Spec, which stays as it is."""
-    run = open_store(store).interrupted(reference)
-    text = run.folder.read_bytes("spec.yaml").decode()
-    return run, *parse_spec([(f"{run.path}/spec.yaml", text)])
+def open_interrupted(reference: str, store: str | None, *, search: bool = False) -> tuple[Run, Spec, Origins]:
+    """Find a Run, or a search, that is not complete and read its resolved Spec, which stays as it is."""
+    from pipelines.runs import BEGUN, SEARCH
+
+    run = open_store(store).interrupted(reference, SEARCH if search else BEGUN)
+    name = "search.yaml" if search else "spec.yaml"
+    text = run.folder.read_bytes(name).decode()
+    return run, *parse_spec([(f"{run.path}/{name}", text)])
 
 
 def open_work(
-    paths: Sequence[str] | None, resume: str | None, store: str | None, sets: Sequence[str] | None
+    paths: Sequence[str] | None, resume: str | None, store: str | None, sets: Sequence[str] | None, *, search: bool = False
 ) -> tuple[Run | None, Spec, Origins]:
-    """Open what `run` and `train` work on: a Spec, or an interrupted run."""
+    """Open what `run`, `train` and `tune` work on: a Spec, or an interrupted run."""
     if resume is None:
         if not paths:
             raise SpecError("no Spec was given; name at least one YAML file, or an interrupted run with --resume RUN")
         return None, *open_spec(paths, store, sets or [])
     if paths or sets:
         raise SpecError("--resume goes on with the run's own Spec; leave out SPEC and --set")
-    return open_interrupted(resume, store)
+    return open_interrupted(resume, store, search=search)
 
 
 def no_spec(what: str, sets: Sequence[str] | None) -> None:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pipelines.predict import Predictions
     from pipelines.prepare import Prepared
     from pipelines.runs import Run
+    from tune.plan import SearchPlan
 
 FINDINGS = 10
 """How many are printed."""
 COLUMNS = 10
 """Of the importance, likewise."""
-ORDER = ("prepare", "train", "valid", "test", "evaluate")
+ORDER = ("tune", "prepare", "train", "valid", "test", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def print_run(run: Run, out: Output, *, importance: Mapping[str, Any] | None = N
         _line("workers", ", ".join(f"{worker['rank']}: {worker['rows']:,} rows" for worker in workers)),
         *metric_lines(run.metrics, task.get("metric")),
         *([_line("resumed", f"from step {', '.join(map(str, record['resumed']))}")] if record.get("resumed") else []),
+        *tune_lines(record.get("tune") or {}),
         *([_line("parent", record["parent"])] if record.get("parent") else []),
         _line("path", run.path),
         *importance_lines(importance or {}),
@@ -121,8 +123,8 @@ def print_list(runs: list[Run], out: Output) -> None:
     out.result(content, lines if runs else ["no run is complete yet: heliostat run SPEC makes one"])
 
 
-def print_plan(plan: Plan, out: Output) -> None:
-    """Print what a run would do."""
+def print_plan(plan: Plan, out: Output, searched: SearchPlan | None = None) -> None:
+    """Print what a run would do, and a search where the Spec has one."""
     kinds = Counter(column["kind"] for column in plan.columns.values())
     known = "" if plan.exact else "about "
     stages = [
@@ -144,8 +146,23 @@ def print_plan(plan: Plan, out: Output) -> None:
             _line("machines" if i == 0 else "", f"{machine.name}: {machine.slots:g} slots, {size(machine.memory)} free")
             for i, machine in enumerate(plan.machines)
         ),
+        *(plan_lines(searched) if searched else []),
     ]
-    out.result(asdict(plan), lines)
+    out.result(asdict(plan) | ({"tune": asdict(searched)} if searched else {}), lines)
+
+
+def plan_lines(searched: SearchPlan) -> list[str]:
+    """What a search would do."""
+    points = f", of {searched.points:,} points of the grid" if searched.points is not None else ""
+    times = "once for all trials" if searched.prepared == 1 else "once per setting of data and features"
+    prepared = searched.prepared or searched.trials
+    most = f", {min(prepared, searched.trials)} times at most" if prepared > 1 else ""
+    return [
+        _line("tune", f"{searched.trials:,} trials at most{points}; {searched.knobs} knobs"),
+        _line("", f"searcher {searched.searcher}, scheduler {searched.scheduler}; data is prepared {times}{most}"),
+        *([_line("", f"{searched.layout.described}")] if searched.layout else []),
+        *([_line("", f"{size(searched.copies)} in all, a copy of the binned rows each")] if searched.layout else []),
+    ]
 
 
 def print_cache(found: list[Entry], out: Output) -> None:
@@ -201,6 +218,20 @@ def metric_lines(metrics: Mapping[str, Mapping[str, float | None]], main: str | 
         return []
     rows = [[name, *(number(metrics[split].get(name)) for split in splits)] for name in names]
     return [_line(name, line) for name, line in zip(["metrics"] + [""] * len(rows), table(["", *splits], rows), strict=True)]
+
+
+def tune_lines(found: Mapping[str, Any]) -> list[str]:
+    """How a search went, and what it found."""
+    if not found:
+        return []
+    counts = ", ".join(f"{count} {status}" for status, count in found["trials"].items() if count)
+    values = ", ".join(f"{name} {value:.5g}" for name, value in found["values"].items())
+    point = ", ".join(f"{path} {number(v) if isinstance(v, float) else v}" for path, v in found["point"].items())
+    return [
+        _line("trials", f"{counts} in {found['seconds']:.0f} s; ended by {found['over']}"),
+        _line("winner", f"trial {found['winner']:04d}, valid {values}: {found['rule']}"),
+        _line("", point),
+    ]
 
 
 def importance_lines(importance: Mapping[str, Any]) -> list[str]:

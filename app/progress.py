@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 LOG_EVERY_S = 15.0
+
+
+class Bars(Progress):
+    """Bars, and the lines that a stage has below its own."""
+
+    lines: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in self.lines)
 
 
 class Shown:
@@ -22,7 +33,7 @@ class Shown:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Progress(
+        self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -44,6 +55,7 @@ class Shown:
             ended = "done"
         finally:
             if bar is not None:
+                self._bars.lines = ()
                 self._bars.remove_task(bar)
                 if not self._bars.tasks:
                     self._bars.stop()
@@ -62,6 +74,7 @@ class Shown:
         unit: str
         bar: TaskID | None
         done: int = 0
+        lines: Sequence[str] = ()
         facts: dict[str, object] = field(default_factory=dict)
         started: float = field(default_factory=time.monotonic)
         logged: float = field(default_factory=time.monotonic)
@@ -73,7 +86,12 @@ class Shown:
                 self.shown._bars.update(self.bar, completed=self.done, state=self.state)
             elif self.done != self.total and time.monotonic() - self.logged > LOG_EVERY_S:
                 self.logged = time.monotonic()
-                self.shown.note(f"{self.name}: {self.state}, {self.left}")
+                self.shown.note("\n  ".join([f"{self.name}: {self.state}, {self.left}", *self.lines]))
+
+        def show(self, lines: Sequence[str]) -> None:
+            self.lines = lines
+            if self.bar is not None:
+                self.shown._bars.lines = lines
 
         @property
         def seconds(self) -> float:

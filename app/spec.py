@@ -10,27 +10,17 @@ from pathlib import Path as File
 from typing import Any
 
 from pipelines.errors import SpecError, did_you_mean
-from pipelines.explain import FieldError, Path, checked, dotted, shown
-from pipelines.notation import read_yaml, split_path
-from pipelines.spec import PipelineSpec
+from pipelines.explain import FieldError, Path, checked, shown
+from pipelines.notation import assign, read_yaml, split_path
 from serve.spec import ServeSpec
-from tune.spec import TuneSpec
+from tune.spec import SearchedSpec, axes
 
 
-class Spec(PipelineSpec):
+class Spec(SearchedSpec):
     """Everything a command needs to know; each package owns its section."""
 
-    tune: TuneSpec | None = None
-    """How a search for better hyperparameters goes."""
     serve: ServeSpec = ServeSpec()
     """How a model is served over HTTP."""
-
-    def replace(self, changes: Mapping[str, Any]) -> Spec:
-        """Return a copy with the values at these dotted paths changed, validated again."""
-        values = self.model_dump(by_alias=True)
-        for path, value in changes.items():
-            _assign(values, split_path(path), value)
-        return checked(Spec, values)
 
 
 def load_spec(paths: Sequence[str], sets: Sequence[str] = ()) -> Spec:
@@ -55,7 +45,7 @@ def parse_spec(documents: Sequence[tuple[str, str]], sets: Sequence[str] = ()) -
     for setting in sets:
         path, value = _setting(setting)
         try:
-            _assign(values, path, value)
+            assign(values, path, value)
         except SpecError as error:
             raise SpecError(f"--set {setting}: {error}") from None
         origins.note(path, "--set")
@@ -150,17 +140,6 @@ def _setting(setting: str) -> tuple[tuple[str, ...], Any]:
         raise SpecError(f"--set {setting}: {error}") from None
 
 
-def _assign(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set the value at a path; what is not there on the way becomes a mapping."""
-    for depth, name in enumerate(path[:-1], start=1):
-        if values.get(name) is None:
-            values[name] = {}
-        values = values[name]
-        if not isinstance(values, dict):
-            raise SpecError(f"{dotted(path[:depth])} is {shown(values)}, which has nothing inside; give the whole of it")
-    values[path[-1]] = copy.deepcopy(value)
-
-
 def _name_of(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", File(path).stem)[:100].lstrip("-._") or "spec"
 
@@ -168,9 +147,9 @@ def _name_of(path: str) -> str:
 def _check_space(spec: Spec) -> None:
     """Check every knob of `tune.space` with the ends of its range, as a trial will set it."""
     untuned = spec.model_copy(update={"tune": None})
-    for path, axis in (spec.tune.space if spec.tune else {}).items():
+    for path, axis, opening in axes(spec.tune.space if spec.tune else {}):
         for value in axis.extremes:
             try:
-                untuned.replace({path: value})
+                untuned.replace({**opening, path: value})
             except SpecError as error:
                 raise FieldError.at(("tune", "space", path), f": a trial cannot have {shown(value)}: {error}") from None

@@ -93,9 +93,6 @@ class Online(Worker):
     def log(self, step: int, metrics: dict[str, dict[str, float | None]], *, total: int) -> None:
         """What is worth telling is measured before a file is learned from."""
 
-    def refuse(self, why: str) -> None:
-        raise DataError(why)
-
 
 @dataclass
 class Learner:

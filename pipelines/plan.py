@@ -94,6 +94,8 @@ class Plan:
     """Each read of the source, with its reason."""
     cache: str
     features: int
+    outputs: int
+    """Raw scores of a row: the classes that the first rows have, or one."""
     stages: list[Stage]
     team: Team | None
     machines: list[Machine]
@@ -158,6 +160,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
         passes=_passes(spec, chains),
         cache=explain(spec.store, design.address, spec.name),
         features=features,
+        outputs=classes,
         stages=stages,
         team=team,
         machines=machines,

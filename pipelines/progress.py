@@ -6,6 +6,7 @@ a notebook or a test.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
@@ -15,6 +16,9 @@ class Stage(Protocol):
 
     def advance(self, n: int = 1, **shown: object) -> None:
         """Count `n` more units as done; `shown` are the latest facts to show beside the bar, such as `auc=0.81`."""
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Put lines below the bar, instead of those that were there."""
 
 
 class Progress(Protocol):
@@ -37,6 +41,9 @@ class Silent:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def show(self, lines: Sequence[str]) -> None:
         pass
 
 

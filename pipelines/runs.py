@@ -7,11 +7,13 @@ STORE/NAME/ID/
     artifact/        see artifact.py
     begun.json       until the run is complete: what it needs to go on, see `Begun`
     checkpoints/     until the run is complete
+    search.json      of a search, until it is complete: see tune/search.py, which has more files besides
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -27,6 +29,7 @@ from pipelines.tasks import SCORES
 
 RECORD = "run.json"
 BEGUN = "begun.json"
+SEARCH = "search.json"
 PACKAGES = ("heliostat", "ray", "lightgbm", "torch", "polars", "pyarrow", "numpy", "pandas")
 
 
@@ -97,10 +100,13 @@ class Run:
     def begun(self) -> Begun:
         """What the run needs to go on; raises `ArtifactError` where somebody trains it right now."""
         found = self.folder.read_json(BEGUN)
-        driver = found.pop("driver")
+        self.check_idle(found.pop("driver"))
+        return Begun(**found)
+
+    def check_idle(self, driver: dict[str, Any]) -> None:
+        """Raise `ArtifactError` where the process that last worked on the run still does."""
         if driver["host"] == platform.node() and driver["started"] == _started(driver["pid"]) is not None:
             raise ArtifactError(f"the run {self.folder} is not interrupted: process {driver['pid']} works on it; end that first")
-        return Begun(**found)
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,15 @@ class RunStore:
             raise ArtifactError(f"there is no run '{reference}' in {self.folder}{hint}")
         return found[0]
 
-    def interrupted(self, reference: str) -> Run:
-        """Return the run that is not complete and can go on; an id, a path or URI, or `NAME@latest` (of those that can)."""
+    def interrupted(self, reference: str, mark: str = BEGUN) -> Run:
+        """Return the run that is not complete and can go on; an id, a path or URI, or `NAME@latest` (of those that can).
+
+        One that can has the file `mark`: `BEGUN` of one that trains, `SEARCH` of one that searches.
+        """
         if "@" in reference and "://" not in reference:
             name, _, which = reference.rpartition("@")
-            begun = [id for id in (self.folder / name).names() if (self.folder / name / id).exists(BEGUN)]
+            here = self.folder / name
+            begun = [id for id in here.names() if (here / id).exists(mark) and not (here / id).exists(RECORD)]
             if which != "latest" or not begun:
                 raise ArtifactError(f"no run of '{name}' in {self.folder} was interrupted; name one by its id or path")
             folder = self.folder / name / begun[-1]
@@ -171,7 +181,9 @@ class RunStore:
             folder = places[reference]
         if folder.exists(RECORD):
             raise ArtifactError(f"the run {folder} is complete: there is nothing to go on with")
-        if not folder.exists(BEGUN):
+        if mark == BEGUN and folder.exists(SEARCH):
+            raise ArtifactError(f"the run {folder} is a search; go on with: heliostat tune --resume {folder}")
+        if not folder.exists(mark):
             there = "did not come to its training" if folder.names() else "does not exist"
             raise ArtifactError(f"the run {folder} {there}; start it by its Spec")
         return Run(folder, {})
@@ -203,6 +215,11 @@ def best(runs: list[Run]) -> Run:
     return max(known)[2]
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that shape a result."""
+    return dict(_versions())
+
+
 def driver() -> dict[str, Any]:
     """This process, so that another can tell whether it still runs."""
     return {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
@@ -217,8 +234,8 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that shape a result."""
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

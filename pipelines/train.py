@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,21 +45,42 @@ def train(spec: PipelineSpec, *, resume: Run | None = None, progress: Progress =
     return made.complete(**facts)
 
 
-def run(spec: PipelineSpec, *, resume: Run | None = None, progress: Progress = SILENT, free_slots: Callable[[], float]) -> Run:
-    """Prepare, train and evaluate. Raises `RequirementError` after the Run is complete when a required metric was missed."""
-    made, spec, facts, task = _train(spec, resume, "run", progress, free_slots)
-    with _resumable(made, "run"):
+def run(
+    spec: PipelineSpec,
+    *,
+    resume: Run | None = None,
+    into: Run | None = None,
+    command: str = "run",
+    more: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+    free_slots: Callable[[], float],
+) -> Run:
+    """Prepare, train and evaluate. Raises `RequirementError` after the Run is complete when a required metric was missed.
+
+    A search trains its winner with it: `into` its own Run, by its own `command`, with `more` facts for the record. Metrics of a
+    split without rows, here, stay those that `more` has.
+    """
+    made, spec, facts, task = _train(spec, resume, command, progress, free_slots, into)
+    with _resumable(made, command):
         found = evaluate(made, spec, progress=progress)
-    done = made.complete(**_with_evaluation(facts, found))
+    facts = _with_evaluation(facts, found)
+    more = dict(more or {})
+    both = {name: {**more.get(name, {}), **facts[name]} for name in ("metrics", "seconds")}
+    done = made.complete(**{**facts, **more, **both})
     require(spec, task, found.metrics)
     return done
 
 
 def _train(
-    spec: S, resume: Run | None, command: str, progress: Progress, free_slots: Callable[[], float]
+    spec: S,
+    resume: Run | None,
+    command: str,
+    progress: Progress,
+    free_slots: Callable[[], float],
+    into: Run | None = None,
 ) -> tuple[Run, S, dict[str, Any], Task]:
     made, spec, prepared, begun = (
-        _begin(spec, progress, free_slots) if resume is None else _go_on(resume, spec, progress, free_slots)
+        _begin(spec, progress, free_slots, into) if resume is None else _go_on(resume, spec, progress, free_slots)
     )
     started, parent = time.monotonic(), Parent.of(spec)
     with _resumable(made, command):
@@ -81,19 +102,17 @@ def _train(
     return made, spec, facts, prepared.task
 
 
-def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tuple[Run, S, Prepared, Begun]:
-    """Prepare, resolve the Spec and create the run."""
+def _begin(spec: S, progress: Progress, free_slots: Callable[[], float], into: Run | None) -> tuple[Run, S, Prepared, Begun]:
+    """Prepare, resolve the Spec and create the run, unless it is there."""
     parent = Parent.of(spec)
     spec = parent.inherit(spec) if parent else spec
-    family, params, gpus = _family(spec)
-    if resolved := getattr(params, "resolved", None):
-        params = resolved(checkpoint_every(spec.train, family))
+    family, params, gpus = family_of(spec)
     prepared = prepare(spec, progress=progress)
     team = Team.plan(spec.train, free_slots(), gpus, prepared.rows["train"])
     prepared = replace(prepared, task=_checked_task(family, params, prepared, team))
     check_requirements(spec, prepared.task)
     spec, reasons = resolve(spec, prepared, params.model_dump(), team)
-    made = Run.create(spec.store, spec.name)
+    made = into or Run.create(spec.store, spec.name)
     made.folder.write_bytes("spec.yaml", to_yaml(spec, reasons).encode())
     begun = Begun(
         prepared=prepared.path,
@@ -106,14 +125,22 @@ def _begin(spec: S, progress: Progress, free_slots: Callable[[], float]) -> tupl
     return made, spec, prepared, begun
 
 
-def _family(spec: PipelineSpec) -> tuple[Any, Any, float]:
+def parameters(spec: PipelineSpec) -> tuple[Any, Any]:
+    """The family and its parameters, resolved; raises `SpecError` where they are wrong."""
+    family = load(MODELS, spec.model.type, "model.type")
+    params = checked(family.Params, spec.model.params, ("model", "params"))
+    if resolved := getattr(params, "resolved", None):
+        params = resolved(checkpoint_every(spec.train, family))
+    if family.trainer != "torch" and (spec.train.strategy != "ddp" or spec.train.compile):
+        raise SpecError(f"train.strategy and train.compile are for networks, and '{spec.model.type}' is none; take them out")
+    return family, params
+
+
+def family_of(spec: PipelineSpec) -> tuple[Any, Any, float]:
     """The family, its parameters and the GPUs that it could use; `ClusterError` where the cluster cannot train with them."""
     import ray
 
-    family = load(MODELS, spec.model.type, "model.type")
-    params = checked(family.Params, spec.model.params, ("model", "params"))
-    if family.trainer != "torch" and (spec.train.strategy != "ddp" or spec.train.compile):
-        raise SpecError(f"train.strategy and train.compile are for networks, and '{spec.model.type}' is none; take them out")
+    family, params = parameters(spec)
     if not family.uses_gpu(params):
         if spec.train.gpu is True:
             raise SpecError(f"train.gpu: '{spec.model.type}' trains on CPUs with these parameters; set it to auto or false")
@@ -135,7 +162,7 @@ def _go_on(made: Run, spec: S, progress: Progress, free_slots: Callable[[], floa
     now = json.loads(to_json(Source.open(spec.data).fingerprint()))
     if changed := Address({"source": now, "code": None}).differences({"source": before}):
         raise DataError(f"data.source: {changed[0]} since the run {made.id} began, so it cannot go on; start it by its Spec")
-    family, params, _ = _family(spec)
+    family, params, _ = family_of(spec)
     team, free = Team(**begun.team), free_slots()
     least, _ = team.sizes
     if least * team.cpus > free:

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import lightgbm as lgb
 import numpy as np
@@ -36,6 +38,30 @@ if TYPE_CHECKING:
     from pipelines.training.worker import Worker
 
 ROW_WISE_BYTES: Final = 128 << 20
+BINNING: Final = (
+    "max_bin",
+    "max_bin_by_feature",
+    "min_data_in_bin",
+    "use_missing",
+    "zero_as_missing",
+    "device_type",
+    "feature_pre_filter",
+    "pre_partition",
+)
+"""What LightGBM is told that decides how rows are binned, besides the rows themselves and which columns are categorical."""
+
+BESIDE: Final = ("weight", "sizes")
+
+
+class Binned(NamedTuple):
+    """A rank's rows in bins."""
+
+    train: lgb.Dataset
+    valid: lgb.Dataset | None
+    weight: Matrix | None = None
+    """Of the valid rows; with their queries for our metrics alone, LightGBM's are not asked for."""
+    sizes: Any = None
+    """Rows of each query of the valid rows."""
 
 
 class Boosting:
@@ -52,10 +78,6 @@ class Boosting:
 
         self._text: str | None = None
         """Of all trees so far, on rank 0."""
-        self._weight: Matrix | None = None
-        """Of this rank's valid rows."""
-        self._sizes: Any = None
-        """The rows of each query of this rank's valid rows."""
         self._before = 0
         """Rounds of an earlier run that this fit goes on from."""
         if worker.start is not None:
@@ -68,13 +90,14 @@ class Boosting:
         if worker.start is not None and "final" in worker.start.state:  # lost behind the last report
             worker.report(worker.start.step, worker.start.model if worker.rank == 0 else None, worker.start.state)
             return
-        reference = self._reference()
-        train = self._dataset("train", reference)
-        valid = self._dataset("valid", train) if worker.rows("valid") else None  # LightGBM refuses a Dataset without rows
+        train, valid, self._weight, self._sizes = self._datasets()
+        self._set_scores(train, "train")
+        if valid is not None:
+            self._set_scores(valid, "valid")
         step = worker.start.step if worker.start else 0
         stop = self._stopped(step)
         booster: lgb.Booster | None = None
-        with connected(worker.network, self._settings(), reference) as network:
+        with connected(worker.network, self._settings(), train) as network:
             while step < params.rounds and not stop:
                 booster = booster or self._segment(step, network, train, valid)
                 stop = booster.update()  # true when no leaf can be split any more; the same on every rank
@@ -147,38 +170,79 @@ class Boosting:
             "feature_pre_filter": False,
         }
 
-    def _reference(self) -> lgb.Dataset:
-        """The bins, from the row sample that every rank reads."""
-        categorical = [
+    @property
+    def _categorical(self) -> list[int]:
+        return [
             i
             for i, column in enumerate(self._worker.columns)
             if column.kind == "categorical" and (column.cardinality or 0) <= self._params.max_category
         ]
+
+    def _datasets(self) -> Binned:
+        """This rank's train and valid rows in bins; those of an earlier fit with the same bins, where fits share them."""
+        shared = self._worker.shared
+        if shared is None or self._worker.size > 1:
+            return self._bin()
+        settings = self._settings()
+        binning = {name: settings[name] for name in BINNING if name in settings}
+        parts = [str(self._worker.shards.folder), self._categorical, binning, self._worker.class_weights]
+        return shared.get(parts, self._save, self._open)
+
+    def _bin(self) -> Binned:
+        rows = Rows(self._worker, "train")
+        train = self._dataset(rows, self._reference())
+        if rows.weights:
+            train.set_weight(np.concatenate(rows.weights))
+        if self._task.group is not None:
+            train.set_group(sizes_of(np.concatenate(rows.groups)))
+        if not self._worker.rows("valid"):
+            return Binned(train, None)  # LightGBM refuses one without rows
+        rows = Rows(self._worker, "valid")
+        valid = self._dataset(rows, train)
+        weight = np.concatenate(rows.weights) if rows.weights else None
+        return Binned(train, valid, weight, sizes_of(np.concatenate(rows.groups)) if rows.groups else None)
+
+    def _save(self, folder: Path) -> None:
+        """Bin the rows and write them in LightGBM's binary format."""
+        binned = self._bin()
+        (folder / "params.json").write_text(json.dumps(binned.train.get_params()))  # LightGBM opens the files with no others
+        binned.train.save_binary(folder / "train.bin")
+        if binned.valid is not None:
+            binned.valid.save_binary(folder / "valid.bin")
+        for name in BESIDE:
+            if getattr(binned, name) is not None:
+                np.save(folder / f"{name}.npy", getattr(binned, name), allow_pickle=False)
+
+    def _open(self, folder: Path) -> Binned:
+        params = json.loads((folder / "params.json").read_text())
+        train = lgb.Dataset(folder / "train.bin", params=params).construct()
+        file = folder / "valid.bin"
+        valid = lgb.Dataset(file, reference=train, params=params).construct() if file.exists() else None
+        beside = {name: np.load(folder / f"{name}.npy") for name in BESIDE if (folder / f"{name}.npy").exists()}
+        return Binned(train, valid, **beside)
+
+    def _reference(self) -> lgb.Dataset:
+        """The bins, from the row sample that every rank reads."""
         sample = self._worker.shards.sample()
         settings = {**self._settings(), "tree_learner": "serial", "bin_construct_sample_cnt": max(1, len(sample))}
-        reference = lgb.Dataset(sample, params=settings, categorical_feature=categorical).construct()
+        reference = lgb.Dataset(sample, params=settings, categorical_feature=self._categorical).construct()
         pa.default_memory_pool().release_unused()
         return reference
 
-    def _dataset(self, split: str, reference: lgb.Dataset) -> lgb.Dataset:
-        rows = Rows(self._worker, split)
+    def _dataset(self, rows: Rows, reference: lgb.Dataset) -> lgb.Dataset:
         dataset = lgb.Dataset(rows, reference=reference, params=reference.get_params())
         dataset.construct()
         dataset.set_label(np.concatenate(rows.targets) if rows.targets else np.array([]))
-        if split == "train":
-            if rows.weights:
-                dataset.set_weight(np.concatenate(rows.weights))
-            if self._task.group is not None:
-                dataset.set_group(sizes_of(np.concatenate(rows.groups)))
-        else:  # for our metrics alone: LightGBM's are not asked for
-            self._weight = np.concatenate(rows.weights) if rows.weights else None
-            self._sizes = sizes_of(np.concatenate(rows.groups)) if rows.groups else None
+        return dataset
+
+    def _set_scores(self, dataset: lgb.Dataset, split: str) -> None:
+        """Let the rows have the raw scores that the fit starts from: none, whatever an earlier fit left, or its start's."""
+        dataset.set_field("init_score", None)
         if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
             scores = [self._start.model.raw(batch.matrix) for batch in self._worker.batches(split)]
             if scores:
                 dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
-        return dataset
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):

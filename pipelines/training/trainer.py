@@ -100,12 +100,14 @@ def fit(
     metrics: Folder,
     progress: Progress,
     parent: Folder | None = None,
+    listen: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fit:
     """Train on the cluster; write checkpoints below `folder` and a line per report to `metrics.jsonl`.
 
     Goes on from the last checkpoint that is below `folder`, else from the model in `parent`, else from nothing; where that
     checkpoint is the end of a fit, nothing is left to do. A lost worker starts the group again from there, and a lost train
-    controller is replaced, together at most `train.max_failures` times; then `ClusterError` says why it was lost.
+    controller is replaced, together at most `train.max_failures` times; then `ClusterError` says why it was lost. `listen` gets
+    what rank 0 logs, and ends the fit by what it raises.
     """
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -137,11 +139,11 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: ray.kill(rendezvous))
         unit = "steps" if family.trainer == "torch" else "rounds"
-        hear = Hearing(stack, progress, metrics, train.max_failures, unit=unit, heard=steps_in(metrics))
+        hear = Hearing(stack, progress, metrics, train.max_failures, unit=unit, heard=steps_in(metrics), listen=listen)
         while True:
             left = train.max_failures - hear.losses
             watch: Any = Watch(rendezvous, train.worker_timeout_s, left)
-            done = _in_background(_trainer(family.trainer, job, team, left, watch).fit)
+            done = in_background(_trainer(family.trainer, job, team, left, watch).fit)
             try:
                 _listen_until(done, rendezvous, hear)
                 break
@@ -247,7 +249,7 @@ def _lean(trainer: Any) -> Any:
     return Lean
 
 
-def _in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+def in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     """Run it in a thread that does not outlive the process.
 
     In the main thread Ray Train would take Ctrl-C for itself and end the process with 0.
@@ -309,6 +311,7 @@ class Hearing:
     """The steps of which the metrics are in the file: what goes on from a checkpoint comes by the same steps again."""
     size: int | None = None
     """Workers of the group that was started last."""
+    listen: Callable[[dict[str, Any]], None] | None = None
     stage: Stage | None = None
     step: int = 0
     _oom_kills: int = 0
@@ -334,6 +337,8 @@ class Hearing:
             self._lost(entry["lost"])
         else:
             self._report(entry["step"], entry["total"], entry["metrics"])
+            if self.listen is not None:
+                self.listen(entry)
 
     def _resized(self, size: int) -> None:
         if self.size not in (None, size):
@@ -364,7 +369,7 @@ class Hearing:
         return ClusterError(f"train: {self.failures[-1]}; {often}, and train.max_failures is {self.max_failures}")
 
     def _lost(self, lost: list[Lost]) -> None:
-        told = sentences(lost, _look, self._oom_kills)
+        told = sentences(lost, look, self._oom_kills)
         self.failures += told
         self.losses += 1
         again = (
@@ -401,7 +406,7 @@ def steps_in(metrics: Folder) -> set[int]:
     return {json.loads(line)["step"] for line in whole.splitlines()}
 
 
-def _look(lost: Lost) -> Trace | None:
+def look(lost: Lost) -> Trace | None:
     """Look on a lost worker's node at what its process left; None where the node does not answer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -5,23 +5,24 @@ A family's `fit` is written against this class alone, so it neither knows Ray Tr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipelines.data.prepared import Batch, Range, Shards
+from pipelines.errors import DataError
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
 from pipelines.training.lost import kernel_oom_kills
 from pipelines.training.network import lightgbm_network
+from pipelines.training.shared import Shared
 
 if TYPE_CHECKING:
     from pipelines.models.model import Model
@@ -29,6 +30,47 @@ if TYPE_CHECKING:
 STATE = "state.json"
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """Nobody wants the rest of this fit: raised out of `Worker.log` and `Worker.report`, and a family lets it pass."""
+
+
+class Reporter(Protocol):
+    """Where the words and the models of a fit go."""
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Take a line of rank 0: step, total, metrics."""
+
+    def keep(self, step: int, folder: Path | None, *, aside: bool) -> None:
+        """Keep the files in `folder` as the checkpoint after `step`; None on all ranks but 0. `aside`: it may take its time."""
+
+    def refuse(self, why: str) -> None:
+        """End the fit with a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class RayTrain:
+    """The reporter of a worker group: lines go to the driver by way of the rendezvous, models to Ray Train's checkpoints."""
+
+    rendezvous: Any
+
+    def log(self, entry: dict[str, Any]) -> None:
+        self.rendezvous.report.remote(entry)
+
+    def keep(self, step: int, folder: Path | None, *, aside: bool) -> None:
+        import ray.train
+
+        mode = ray.train.CheckpointUploadMode.ASYNC if aside else ray.train.CheckpointUploadMode.SYNC
+        checkpoint = None
+        if folder is not None:
+            if aside:  # Ray Train deletes it once it is in the store
+                folder = folder.rename(tempfile.mkdtemp(prefix="heliostat-"))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=mode)
+
+    def refuse(self, why: str) -> None:
+        self.rendezvous.report.remote({"refused": why})
 
 
 @dataclass(frozen=True)
@@ -65,6 +107,10 @@ class Worker:
     strategy: str = "ddp"
     """ddp | fsdp: whether each rank has the whole model or a part of it; of families that can."""
     compile: bool = False
+    reporter: Reporter | None = None
+    """None: what is reported goes nowhere."""
+    shared: Shared | None = None
+    """What this fit may share with the next ones of its process; None: nothing, it is the only one."""
     networks: int = 0
     """How many networks were made so far."""
     logged: list[dict[str, Any]] = field(default_factory=list)
@@ -128,12 +174,15 @@ class Worker:
         """Tell the driver how it goes: `metrics` by split. Cheap and not a barrier; only rank 0 is heard."""
         if self.rank == 0:
             self.logged.append({"step": step, "total": total, "metrics": metrics})
-            self.rendezvous.report.remote(self.logged[-1])
+            if self.reporter is not None:
+                self.reporter.log(self.logged[-1])
 
     def refuse(self, why: str) -> None:
         """End the fit with a sentence for the user; every rank calls it and then returns. Checkpoints stay as they are."""
+        if self.reporter is None:
+            raise DataError(why)
         if self.rank == 0:
-            self.rendezvous.report.remote({"refused": why})
+            self.reporter.refuse(why)
 
     def report(self, step: int, model: Model | None, state: dict[str, Any], *, aside: bool = False) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
@@ -141,22 +190,17 @@ class Worker:
         The last report of a fit has the key `final` in its state, and the model as it is to be used. `aside`: the files go to the
         store while the fit goes on; until they are there the checkpoint before is the last one.
         """
-        import ray.train
-
-        mode = ray.train.CheckpointUploadMode.ASYNC if aside else ray.train.CheckpointUploadMode.SYNC
-        if model is None:
-            ray.train.report({"step": step}, checkpoint_upload_mode=mode)
+        if self.reporter is None:
             return
-        with contextlib.ExitStack() as stack:
-            if aside:
-                path = tempfile.mkdtemp(prefix="heliostat-")  # Ray Train deletes it once it is in the store
-            else:
-                path = stack.enter_context(tempfile.TemporaryDirectory(prefix="heliostat-"))
+        if model is None:
+            self.reporter.keep(step, None, aside=aside)
+            return
+        with tempfile.TemporaryDirectory(prefix="heliostat-", ignore_cleanup_errors=True) as path:  # it may be taken away
             folder = Path(path)
             model.save(folder)
             files = {file.name: file.stat().st_size for file in folder.iterdir()}
             (folder / STATE).write_text(to_json({**state, "step": step, "files": files, "logged": self.logged}))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_upload_mode=mode)
+            self.reporter.keep(step, folder, aside=aside)
 
 
 @dataclass(frozen=True)
@@ -198,17 +242,18 @@ def train_loop(config: dict[str, Job]) -> None:
     worker = Worker(
         rank=rank,
         size=size,
-        threads=min(job.threads, max(1, _cores() // context.get_local_world_size())),
+        threads=min(job.threads, max(1, cores() // context.get_local_world_size())),
         checkpoint_every=job.checkpoint_every,
         shards=job.shards,
         connect=NETWORKS[family.trainer],
-        start=_start(family, job.checkpoints / checkpoint) if checkpoint else _parent(family, job.parent),
+        start=start_of(family, job.checkpoints / checkpoint) if checkpoint else parent_of(family, job.parent),
         rendezvous=job.rendezvous,
         attempt=attempt,
         class_weights=job.task.class_weights,
         gpu=job.gpu,
         strategy=job.strategy,
         compile=job.compile,
+        reporter=RayTrain(job.rendezvous),
     )
     if rank == 0 and worker.start is not None:
         worker.logged += worker.start.state.get("logged", [])
@@ -232,7 +277,7 @@ def train_loop(config: dict[str, Job]) -> None:
     family.fit(family.Params.model_validate(job.params), job.task, worker)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use; a Ray may promise more slots.
 
     Measured: the flights example with two workers of two OpenMP threads on two cores was not done in 300 s instead of 6 s, for
@@ -273,7 +318,8 @@ def _state(checkpoint: Folder) -> dict[str, Any]:
     return state
 
 
-def _parent(family: Any, model: Folder | None) -> Start | None:
+def parent_of(family: Any, model: Folder | None) -> Start | None:
+    """The model of an earlier run, to go on from."""
     if model is None:
         return None
     with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
@@ -281,7 +327,8 @@ def _parent(family: Any, model: Folder | None) -> Start | None:
         return Start(family.load(Path(path)), 0, {})
 
 
-def _start(family: Any, checkpoint: Folder) -> Start:
+def start_of(family: Any, checkpoint: Folder) -> Start:
+    """What a checkpoint holds."""
     with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
         checkpoint.fetch(Path(path))
         state = json.loads((Path(path) / STATE).read_text())

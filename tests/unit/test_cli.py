@@ -83,19 +83,33 @@ def complete_run(spec: PipelineSpec, **facts: Any) -> Run:
 # Help
 
 
-def test_help_lists_the_commands_and_not_those_to_come() -> None:
+def test_help_lists_the_commands() -> None:
     done = heliostat("--help")
 
     listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line.strip()]
     assert (done.returncode, done.stderr) == (0, "")
     assert set(listed) == {
-        *["run", "prepare", "train", "plan", "evaluate", "predict", "serve", "runs", "cache", "submit", "demo"]
+        *["run", "prepare", "train", "plan", "evaluate", "predict", "serve", "runs", "cache", "submit", "demo", "tune"]
     }
 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "prepare", "train", "plan", "evaluate", "predict", "serve", "runs", "cache list", "cache prune", "submit", "demo"],
+    [
+        "run",
+        "prepare",
+        "train",
+        "tune",
+        "plan",
+        "evaluate",
+        "predict",
+        "serve",
+        "runs",
+        "cache list",
+        "cache prune",
+        "submit",
+        "demo",
+    ],
 )
 def test_every_command_has_the_common_options(command: str, call: Callable[..., Ended]) -> None:
     shown = call(*command.split(), "--help").out
@@ -148,8 +162,13 @@ def test_wrong_usage_is_exit_code_2(words: list[str], call: Callable[..., Ended]
     assert "Traceback" not in ended.err
 
 
-def test_tune_says_not_yet(call: Callable[..., Ended]) -> None:
-    assert call("tune", "flights.yaml", "--set", "a=b") == Ended(2, "", "heliostat tune: not yet\n")
+def test_tune_without_a_space_says_what_to_add(call: Callable[..., Ended]) -> None:
+    ended = call("tune", "flights.yaml")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(
+        "flights.yaml: tune: the Spec says nothing of a search; add tune.space, such as {model.params.num_leaves:"
+    )
 
 
 @pytest.mark.parametrize(
