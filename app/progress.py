@@ -55,7 +55,8 @@ class Shown:
             ended = "done"
         finally:
             if bar is not None:
-                self._bars.lines = ()
+                if stage.lines:
+                    self._bars.lines = ()
                 self._bars.remove_task(bar)
                 if not self._bars.tasks:
                     self._bars.stop()
@@ -92,6 +93,7 @@ class Shown:
             self.lines = lines
             if self.bar is not None:
                 self.shown._bars.lines = lines
+                self.shown._bars.refresh()
 
         @property
         def seconds(self) -> float:

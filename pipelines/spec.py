@@ -43,6 +43,8 @@ class SplitSpec(Frozen):
     """Changes which rows fall where (random and group)."""
     cuts: list[str] | None = None
     """Time split, resolved: rows before the first cut are train, before the second valid, the rest test."""
+    fold: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """[i, k]: of the rows that are not test, those of the i-th of k equal parts are valid; `valid` is of no account."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitSpec:
@@ -52,6 +54,8 @@ class SplitSpec(Frozen):
             )
         if self.by != "random" and self.column is None:
             raise ValueError(f"by: {self.by} needs 'column'")
+        if self.fold is not None and (self.by == "time" or not 0 <= self.fold[0] < self.fold[1]):
+            raise ValueError(f"fold {self.fold} goes with by: random or group, and is [i, k] with i from 0 to k - 1")
         if self.by == "random" and self.column is not None:
             raise ValueError("'column' goes with by: time or by: group")
         return self

@@ -119,6 +119,8 @@ def check(spec: SearchedSpec) -> None:
         raise SpecError(
             f"tune.searcher: the grid has {points:,} points, more than {GRID:,}; lower steps, or take another searcher"
         )
+    if spec.tune.folds and (spec.data.split.by == "time" or isinstance(spec.data.source, dict)):
+        raise SpecError("tune.folds: rows are divided by chance, but the Spec divides them by time or by source; take folds out")
     for path, axis, opening in axes(spec.tune.space):
         problems: list[str] = []
         for value in axis.extremes:
@@ -143,7 +145,7 @@ def _begin(spec: SearchedSpec, progress: Progress, free_slots: Callable[[], floa
     assert tune is not None
     known = [trial for reference in tune.warm_start for trial in _known(spec.store, reference)]
     first = first_points(spec)
-    shown = spec.replace(_of_data(first[0]) if first else {})
+    shown = folded(spec.replace(_of_data(first[0]) if first else {}), tune.folds)[0]
     free = free_slots()  # before Ray Data takes some: Ray tells a moment late that they are free again
     prepared = prepare(shown, progress=progress)
     family, params, gpus = family_of(shown)
@@ -306,7 +308,7 @@ class Search:
         changes: dict[str, Any] = {"data.split.valid": 0.0, f"model.params.{name}": child.record["step"]}
         if "early_stopping" in type(params).model_fields:
             changes["model.params.early_stopping"] = None
-        prepared = self._prepared.get(settings_of(winner)) or prepare(winner)
+        prepared = self._prepared.get(settings_of(winner)) or prepare(winner) if winner.data.split.by == "time" else None
         if isinstance(prepared, Prepared) and prepared.cuts is not None:
             changes["data.split.cuts"] = prepared.cuts
         return winner.replace(changes)
@@ -325,34 +327,41 @@ class Search:
         """What the process of a trial needs; None while its data is being prepared. Called by Ray Tune's thread."""
         from tune.trial import TrialJob
 
-        key = settings_of(going.spec)
-        if key not in self._prepared:
-            if key not in self._asked:
-                self._asked.add(key)
-                self._wanted.put((key, going.spec))
+        specs = folded(going.spec, self._tune.folds)
+        found = [self._prepared_for(spec) for spec in specs]
+        if None in found:
             return None
-        prepared = self._prepared[key]
-        if isinstance(prepared, UserError):
-            return prepared
         layout = self._layout
         try:
             parent = Parent.of(going.spec)
             spec = parent.inherit(going.spec) if parent else going.spec
             family, params = parameters(spec)
-            task = family.check(params, prepared.task, prepared.shards, layout.workers)
+            parts = []
+            for prepared in found:
+                if isinstance(prepared, UserError):
+                    return prepared
+                assert prepared is not None
+                parts.append((family.check(params, prepared.task, prepared.shards, layout.workers), prepared.shards))
         except UserError as error:
             return error
         return TrialJob(
             model=spec.model.model_copy(update={"params": params.model_dump()}),
             train=spec.train,
-            task=task,
-            shards=prepared.shards,
+            parts=parts,
             folder=going.run.folder,
             team=Team(layout.workers, layout.cpus, layout.threads, layout.gpu),
             costs=self._objective.costs,
             shared=self._shared,
             parent=parent.model if parent else None,
         )
+
+    def _prepared_for(self, spec: SearchedSpec) -> Prepared | UserError | None:
+        """What was prepared for a Spec, or why it could not be; None: it is asked for."""
+        key = settings_of(spec)
+        if key not in self._prepared and key not in self._asked:
+            self._asked.add(key)
+            self._wanted.put((key, spec))
+        return self._prepared.get(key)
 
     @property
     def _shared(self) -> str:
@@ -459,6 +468,11 @@ def first_points(spec: SearchedSpec) -> list[Point]:
     if found or not tune.reaches_data:
         return found
     return [_of_data({path: axis.extremes[0] for path, axis in tune.space.items()})]
+
+
+def folded(spec: S, folds: int | None) -> list[S]:
+    """The Spec, or one for each fold."""
+    return [spec] if folds is None else [spec.replace({"data.split.fold": [i, folds]}) for i in range(folds)]
 
 
 def _of_data(point: Point) -> Point:

@@ -103,7 +103,7 @@ class TuneSpec(Frozen):
     searcher: Literal["bayesian", "gp", "cmaes", "genetic", "random", "grid"] = "bayesian"
     """bayesian is the tree-structured Parzen estimator (TPE)."""
     scheduler: Literal["asha", "median", "none"] | None = None
-    """How trials that look bad are stopped early; default: asha, and none where there are several metrics."""
+    """How trials that look bad are stopped early; default: asha, and none where there are several metrics or folds."""
     grace: Annotated[int, Field(ge=1)] | None = None
     """Rounds or epochs before a trial may be stopped; default: a ninth of all."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 7
@@ -116,6 +116,9 @@ class TuneSpec(Frozen):
     """Earlier searches of the same space to learn from: ids, paths or URIs, or NAME@latest."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that train one trial; auto: one, unless no machine has the memory for it."""
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    """Trials are compared by the mean of so many fits, each with another part of the rows that are not test as its valid split;
+    default: one fit on the split as it is."""
     refit: Literal["train", "all"] = "train"
     """The winner's rows: train, or train and valid, with the rounds that were best."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
@@ -130,6 +133,8 @@ class TuneSpec(Frozen):
             raise ValueError("metric names one twice; name each once")
         if self.several and self.scheduler not in (None, "none"):
             raise ValueError(f"scheduler: {self.scheduler} stops trials by one metric, and there are several; take it out")
+        if self.folds and self.scheduler not in (None, "none"):
+            raise ValueError(f"scheduler: {self.scheduler} stops single fits, and folds compares the mean of all; take one out")
         if self.several and self.searcher == "cmaes":
             raise ValueError("searcher: cmaes has one metric; choose bayesian, gp or genetic for several")
         for path, _, _ in axes(self.space):
@@ -159,12 +164,12 @@ class TuneSpec(Frozen):
     @property
     def stopping(self) -> Literal["asha", "median", "none"]:
         """The scheduler, worked out."""
-        return self.scheduler or ("none" if self.several else "asha")
+        return self.scheduler or ("none" if self.several or self.folds else "asha")
 
     @property
     def reaches_data(self) -> bool:
-        """Whether trials differ in their prepared data."""
-        return any(not path.startswith("model.params") for path, _, _ in axes(self.space))
+        """Whether more than one setting of data and features is prepared."""
+        return self.folds is not None or any(not path.startswith("model.params") for path, _, _ in axes(self.space))
 
 
 class SearchedSpec(PipelineSpec):

@@ -50,8 +50,8 @@ class TrialJob:
     model: ModelSpec
     """With the family's own parameters, resolved."""
     train: TrainSpec
-    task: Task
-    shards: Shards
+    parts: list[tuple[Task, Shards]]
+    """What is fitted: one, or one per fold."""
     folder: Folder
     """Of the child Run."""
     team: Team
@@ -97,6 +97,8 @@ class Fitting:
     def __init__(self, job: TrialJob, shared: Shared) -> None:
         self._job, self._shared = job, shared
         self._checkpoints = job.folder / "checkpoints"
+        self._fold: list[dict[str, Any]] = []
+        """The reports of the fold that is being fitted."""
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._unwanted = threading.Event()
         self._count = 0
@@ -136,7 +138,10 @@ class Fitting:
     def log(self, entry: dict[str, Any]) -> None:
         if self._unwanted.is_set():
             raise Stopped
-        self._reports.put(entry)
+        if len(self._job.parts) > 1:
+            self._fold.append(entry)
+        else:
+            self._reports.put(entry)
 
     def refuse(self, why: str) -> None:
         raise DataError(why)
@@ -153,11 +158,7 @@ class Fitting:
 
     def _run(self) -> None:
         try:
-            if self._job.team.workers > 1:
-                self._with_workers()
-            else:
-                self._alone()
-            told: dict[str, Any] = {"final": self._left()}
+            told: dict[str, Any] = {"final": self._folds() if len(self._job.parts) > 1 else self._fit(*self._job.parts[0])}
         except Stopped:
             return
         except UserError as error:
@@ -168,7 +169,28 @@ class Fitting:
             told = {"error": f"{type(error).__name__}: {one_line(error)}", "traceback": traceback.format_exc()}
         self._reports.put(told)
 
-    def _alone(self) -> None:
+    def _folds(self) -> dict[str, Any]:
+        """Fit each fold; a report is the mean of the folds so far, and its step says how many."""
+        top, left = self._checkpoints, []
+        valid: dict[str, float | None] = {}
+        for i, part in enumerate(self._job.parts):
+            self._checkpoints, self._fold = top / f"fold-{i}", []
+            found = self._fit(*part)
+            at = next((entry for entry in self._fold if entry["step"] == found["step"]), None)
+            left.append({**found, "valid": at["metrics"].get("valid", {}) if at else {}})
+            valid = {name: _mean([one["valid"].get(name) for one in left]) for name in left[0]["valid"]}
+            self._reports.put({"step": i + 1, "total": len(self._job.parts), "metrics": {"valid": valid}})
+        costs = {cost: statistics.fmean(one["costs"][cost] for one in left) for cost in self._job.costs}
+        return {"step": int(statistics.median(one["step"] for one in left)), "costs": costs, "valid": valid}
+
+    def _fit(self, task: Task, shards: Shards) -> dict[str, Any]:
+        if self._job.team.workers > 1:
+            self._with_workers(task, shards)
+        else:
+            self._alone(task, shards)
+        return self._left(shards)
+
+    def _alone(self, task: Task, shards: Shards) -> None:
         job = self._job
         family = load(MODELS, job.model.type, "model.type")
         checkpoint = last_checkpoint(self._checkpoints)
@@ -177,11 +199,11 @@ class Fitting:
             size=1,
             threads=max(1, min(job.team.threads, cores())),
             checkpoint_every=checkpoint_every(job.train, family),
-            shards=job.shards,
+            shards=shards,
             start=start_of(family, self._checkpoints / checkpoint) if checkpoint else parent_of(family, job.parent),
             rendezvous=None,
             attempt="",
-            class_weights=job.task.class_weights,
+            class_weights=task.class_weights,
             gpu=job.team.gpu,
             compile=job.train.compile,
             reporter=self,
@@ -191,9 +213,9 @@ class Fitting:
             worker.logged += worker.start.state.get("logged", [])
             for entry in worker.logged:
                 self.log(entry)
-        family.fit(family.Params.model_validate(job.model.params), job.task, worker)
+        family.fit(family.Params.model_validate(job.model.params), task, worker)
 
-    def _with_workers(self) -> None:
+    def _with_workers(self, task: Task, shards: Shards) -> None:
         """In a worker group of Ray Train, of which this process is the driver."""
         job = self._job
         with tempfile.TemporaryDirectory(prefix="heliostat-") as aside:
@@ -201,8 +223,8 @@ class Fitting:
                 job.model,
                 job.train,
                 job.team,
-                job.task,
-                job.shards,
+                task,
+                shards,
                 folder=self._checkpoints,
                 metrics=Folder.at(aside),  # the search writes the child Run's own
                 progress=SILENT,
@@ -210,7 +232,7 @@ class Fitting:
                 listen=self.log,
             )
 
-    def _left(self) -> dict[str, Any]:
+    def _left(self, shards: Shards) -> dict[str, Any]:
         """The step whose model a fit has left, and what that model costs where it is asked."""
         name = last_checkpoint(self._checkpoints)
         assert name is not None, "a fit ends with a report that carries its model"
@@ -219,19 +241,25 @@ class Fitting:
             (self._checkpoints / name).fetch(folder)
             state = Folder.at(path).read_json(STATE)
             (folder / STATE).unlink()
-            measures: dict[str, Callable[[Path], float]] = {PREDICT: self._predict_ms, BYTES: _bytes}
+            measures: dict[str, Callable[[Path], float]] = {PREDICT: lambda path: self._predict_ms(path, shards), BYTES: _bytes}
             return {"step": state["final"], "costs": {cost: measures[cost](folder) for cost in self._job.costs}}
 
-    def _predict_ms(self, folder: Path) -> float:
+    def _predict_ms(self, folder: Path, shards: Shards) -> float:
         """Milliseconds that the model takes for a thousand rows, the median of several tries."""
         model = load(MODELS, self._job.model.type, "model.type").load(folder)
-        matrix = next(_rows(self._job.shards))
+        matrix = next(_rows(shards))
         seconds = []
         for _ in range(7):
             begun = time.perf_counter()
             model.predict(matrix)
             seconds.append(time.perf_counter() - begun)
         return 1e3 * statistics.median(seconds)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """None where one of them is not defined."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _rows(shards: Shards) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:

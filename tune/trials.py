@@ -156,7 +156,7 @@ class Trials:
     def complete(self, going: Going, final: dict[str, Any]) -> None:
         """A trial came to its end: its values are those of the model that it has left."""
         at = next((entry for entry in going.curve if entry["step"] == final["step"]), going.curve[-1] if going.curve else None)
-        valid = at["metrics"].get("valid", {}) if at else {}
+        valid = final.get("valid") or (at["metrics"].get("valid", {}) if at else {})
         values = self._objective.values({**valid, **final["costs"]})
         if values is None:
             names = ", ".join(self._objective.metrics)

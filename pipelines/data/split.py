@@ -93,6 +93,11 @@ def assign(
         assert values is not None
         identity = _of_groups(identity, values)
     place = uniform(salted(identity, SPLIT_SALT + (spec.seed << 20)))
+    if spec.fold is not None and "valid" not in own:
+        part, parts = spec.fold
+        each = (1 - test) / parts
+        first, last = test + each * part, test + each * (part + 1) if part + 1 < parts else 1.0
+        return np.where(place < test, 2, np.where((place >= first) & (place < last), 1, 0)).astype(np.int8)
     return np.where(place < test, 2, np.where(place < test + valid, 1, 0)).astype(np.int8)
 
 

@@ -22,10 +22,13 @@ from pipelines.errors import DataError
 from pipelines.explain import checked
 from pipelines.runs import Run, RunStore
 from pipelines.storage import Folder
+from pipelines.train import train
 from tests.local.conftest import wait_for
 from tests.local.test_commands import start
 from tests.local.test_pipeline import people, slots
 from tune.search import search
+
+pytestmark = pytest.mark.timeout(600)  # several searches and fits each, on a machine that may be busy
 
 LEAVES, RATE, BINS = "model.params.num_leaves", "model.params.learning_rate", "model.params.max_bin"
 SPACE = {LEAVES: {"int": [4, 40], "log": True}, RATE: {"float": [0.03, 0.4], "log": True}}
@@ -116,8 +119,6 @@ def test_a_winner_competes_for_best_as_any_run_does(done: Run, store: Path) -> N
 
 def test_a_trial_is_the_fit_that_a_run_of_its_spec_would_be(done: Run, session: Any) -> None:
     """Same rows, same seeds: what a trial reports is what its Spec gives by itself."""
-    from pipelines.train import train
-
     spec, _ = parse_spec([("spec.yaml", (Path(done.path) / "trials/0003/spec.yaml").read_text())])
     alone = train(spec.replace({"name": "alone"}), free_slots=lambda: 2.0)
 
@@ -223,6 +224,21 @@ def test_a_winner_refitted_on_all_rows_has_the_best_rounds_and_competes_with_the
     assert found.record["rows"]["valid"] == 0 and found.record["rows"]["train"] > 4700
     assert lgb.Booster(model_file=f"{found.path}/artifact/model/model.txt").num_trees() == child["step"] < 200
     assert found.metrics["valid"] == child["metrics"]["valid"] and found.metrics["test"]["auc"] > 0.85
+
+
+def test_with_folds_a_trial_is_the_mean_of_fits_on_other_valid_rows(data: Path, store: Path, session: Any) -> None:
+    points = [{LEAVES: 7, RATE: 0.1}]
+    found = search(spec_of(data, store / "folds", {"folds": 2, "trials": 2, "points": points}), free_slots=slots)
+
+    assert (found.record["tune"]["prepared"], found.record["tune"]["trials"]["complete"]) == (2, 2)
+    (child,) = [child for child in children(found) if child["point"] == points[0]]
+    singles = []
+    for fold in range(2):
+        changes = {"data.split.fold": [fold, 2], "name": f"fold{fold}", "tune": None, "model.params.num_leaves": 7}
+        one = train(spec_of(data, store / "folds", {}).replace(changes), free_slots=lambda: 2.0)
+        lines = [json.loads(line) for line in one.folder.read_bytes("metrics.jsonl").decode().splitlines()]
+        singles.append(next(line["value"] for line in lines if line["metric"] == "auc" and line["step"] == one.record["steps"]))
+    assert child["metrics"]["valid"]["auc"] == pytest.approx(sum(singles) / 2, abs=1e-12)
 
 
 def test_a_search_learns_from_an_earlier_one(done: Run, data: Path, store: Path, session: Any) -> None:

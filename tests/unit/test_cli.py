@@ -453,3 +453,17 @@ def test_resume_goes_on_with_a_run_and_nothing_else(call: Callable[..., Ended], 
 
     assert ended.code == 2
     assert ended.err.strip() == line.format(folder=Path.cwd())
+
+
+def test_a_stage_may_have_lines_below_its_bar_and_in_a_log_with_its_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, logged = io.StringIO(), io.StringIO()
+    with Shown(Console(file=shown, force_terminal=True, width=100)).stage("tune", 10, unit="trials") as stage:
+        stage.show(["TRIAL  auc", "0001   0.9"])
+        stage.advance(1)
+    monkeypatch.setattr(app.progress, "LOG_EVERY_S", -1.0)
+    with Shown(Console(file=logged, width=100)).stage("tune", 10, unit="trials") as stage:
+        stage.show(["TRIAL  auc", "0001   0.9"])
+        stage.advance(1)
+
+    assert "TRIAL  auc\n0001   0.9" in shown.getvalue() and shown.getvalue().endswith("s\n")
+    assert "trials, about" in logged.getvalue() and "s left\n  TRIAL  auc\n  0001   0.9\n" in logged.getvalue()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import polars as pl
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from app.spec import Spec, parse_spec
+from pipelines.data.split import assign, identity_of_rows
 from pipelines.errors import ClusterError, SpecError
 from pipelines.plan import plan
 from pipelines.runs import Run
@@ -25,7 +27,7 @@ from tune.layout import Layout, Room
 from tune.learned import learned
 from tune.objective import Objective
 from tune.plan import plan_search
-from tune.search import check, first_points, settings_of
+from tune.search import check, first_points, folded, settings_of
 from tune.space import ask, distributions, grid, params_of, within
 from tune.spec import Space, TuneSpec
 from tune.stopping import Known, Rule
@@ -510,6 +512,20 @@ def test_a_trial_that_no_machine_has_the_memory_for_has_several_processes() -> N
 
     with pytest.raises(ClusterError, match=r"^tune: a trial needs 409,600 MiB, more than 8 machines with 16,384 MiB can share"):
         planned(MODEL, 8, 8 * 2 * GIB, size=400 * GIB, rooms=8)
+
+
+def test_each_row_that_is_not_test_is_valid_in_one_fold() -> None:
+    spec = parse_spec([("a.yaml", "data: {source: rows.parquet, split: {test: 0.2, valid: 0.1}}\ntask: {target: y}\n")])[0]
+    rows = identity_of_rows(3, 0, 20_000)
+
+    codes = np.array([assign(one.data.split, rows, None, frozenset(), None) for one in folded(spec, 4)])
+
+    test = assign(spec.data.split, rows, None, frozenset(), None) == 2
+    assert ((codes == 2) == test).all()
+    assert ((codes == 1).sum(axis=0) == ~test).all()
+    assert np.abs((codes == 1).mean(axis=1) - 0.2).max() < 0.01
+    with pytest.raises(SpecError, match=r"fold \[4, 4\] goes with by: random or group, and is \[i, k\] with i from 0 to k - 1"):
+        spec.replace({"data.split.fold": [4, 4]})
 
 
 def test_trials_with_the_same_data_have_one_key_and_others_have_not() -> None:
