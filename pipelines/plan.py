@@ -38,6 +38,11 @@ BLOCKS: Final = 6
 TEXT_BYTES: Final = 150
 """Of one counted text: itself, its place in the dictionary, its count."""
 HEAD_ROWS: Final = 1000
+SMALLER: Final = {
+    "lightgbm": " or fewer bins (model.params.max_bin)",
+    "torch": " or smaller batches (model.params.batch_size)",
+}
+"""What else makes a fit need less, by trainer."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
         rows = -(-train_rows // team.workers)
         size = PROCESS + family.memory(params, rows, features, classes)
         stages.append(Stage("train", shards, f"{team.workers} workers with {team.cpus:g} each", size))
-        problems += _too_large(team, size, machines)
+        problems += _too_large(team, size, machines, SMALLER.get(family.trainer, ""))
     problems += _disk(spec, shards)
     return Plan(
         rows=source.rows,
@@ -215,7 +220,7 @@ def _unreachable(machines: list[Machine]) -> list[str]:
     ]
 
 
-def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
+def _too_large(team: Team, size: int, machines: list[Machine], smaller: str) -> list[str]:
     slots = sum(machine.slots for machine in machines)
     if team.workers * team.cpus > slots:
         return [
@@ -228,8 +233,8 @@ def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
     free = sum(machine.memory for machine in machines)
     return [
         f"train: {team.workers} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
-        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features or fewer bins "
-        "(model.params.max_bin), or on more machines"
+        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features{smaller}, "
+        "or on more machines"
     ]
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from pipelines.data.prepared import Range, Shards
 from pipelines.models.network import POOL_BYTES, POOL_ROWS, to_float32
 
 if TYPE_CHECKING:
+    from pipelines.data.prepared import Range, Shards
     from pipelines.training.worker import Worker
 
 Rows32 = np.ndarray[Any, np.dtype[np.float32]]
