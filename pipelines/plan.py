@@ -40,6 +40,11 @@ TEXT_BYTES: Final = 150
 WEIGHT_BYTES: Final = 20
 """Of a row's weight in a worker: as it was read, put together, and what the family keeps."""
 HEAD_ROWS: Final = 1000
+SMALLER: Final = {
+    "lightgbm": " or fewer bins (model.params.max_bin)",
+    "torch": " or smaller batches (model.params.batch_size)",
+}
+"""What else makes a fit need less, by trainer."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
         size = PROCESS + family.memory(params, rows, features, classes) + rows * weighted
         several = " to ".join(map(str, dict.fromkeys(team.sizes)))
         stages.append(Stage("train", shards, f"{several} workers with {team.cpus:g} each", size))
-        problems += _too_large(team, size, machines)
+        problems += _too_large(team, size, machines, SMALLER.get(family.trainer, ""))
     problems += _disk(spec, shards)
     return Plan(
         rows=source.rows,
@@ -223,7 +228,7 @@ def _unreachable(machines: list[Machine]) -> list[str]:
     ]
 
 
-def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
+def _too_large(team: Team, size: int, machines: list[Machine], smaller: str) -> list[str]:
     slots = sum(machine.slots for machine in machines)
     least, _ = team.sizes
     if least * team.cpus > slots:
@@ -237,8 +242,8 @@ def _too_large(team: Team, size: int, machines: list[Machine]) -> list[str]:
     free = sum(machine.memory for machine in machines)
     return [
         f"train: {least} workers need about {size >> 20:,} MiB each, and {free >> 20:,} MiB are free on {len(machines)} "
-        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features or fewer bins "
-        "(model.params.max_bin), or on more machines"
+        f"machine{'s' if len(machines) > 1 else ''}; train on fewer rows (data.where), fewer features{smaller}, "
+        "or on more machines"
     ]
 
 

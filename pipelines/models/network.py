@@ -88,7 +88,7 @@ class FittedNetwork:
         weights = each * width + (width * width * 2 * getattr(params, "n_blocks", 1) if width > 1 else 0)
         weights += outputs * width * members + getattr(params, "buckets", 0) * len(getattr(params, "crosses", [])) * outputs
         layers = 4 * (getattr(params, "n_blocks", 0) + 1)
-        active = params.batch_size * members * (each + layers * width)
+        active = params.rows_of_batch(rows) * members * (each + layers * width)
         return TORCH + pools + 4 * (6 * weights + active)
 
     def predict(self, matrix: Matrix) -> Matrix:

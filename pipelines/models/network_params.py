@@ -20,6 +20,7 @@ from pipelines.tasks import Task
 WHERE: Final = "model.params"
 MAX_CODE: Final = 1 << 24
 """Codes reach the network as float32, which has every integer up to here."""
+SMALLEST_BATCH: Final = 64
 MOST_CHANGE: Final = 1e3
 """The largest learning rate that is let in: beyond, every loss diverges."""
 
@@ -29,13 +30,16 @@ class NetworkParams(Frozen):
 
     architecture: ClassVar[frozenset[str]] = frozenset()
     """Parameters that shape the network: a run that continues another has that one's."""
+    largest_batch: ClassVar[int] = 1024
+    """Where the Spec names none."""
 
     learning_rate: Annotated[float, Field(gt=0, le=MOST_CHANGE)] = 1e-3
     """Of AdamW, after the warm-up; from there it falls to 0 along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 3e-4
     """Of AdamW, on weights of layers; biases, normalisations and embeddings have none."""
-    batch_size: Annotated[int, Field(ge=1)] = 1024
-    """Rows of a step on all workers together: more workers follow the same recipe."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a step on all workers together: more workers follow the same recipe. null: a hundredth of the train rows, rounded
+    down to a power of two, as in TabM's experiments; from 64 to 1024 (`linear`: 4096)."""
     epochs: Annotated[int, Field(ge=1)] = 20
     """How often the train rows are gone through at most."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -65,9 +69,13 @@ class NetworkParams(Frozen):
                     "write {index: {max_categories: ...}} or {hash: {buckets: ...}} for its column"
                 )
 
+    def rows_of_batch(self, rows: int) -> int:
+        """Rows of a step where there are so many train rows."""
+        return self.batch_size or min(max(SMALLEST_BATCH, 1 << max(0, (rows // 100).bit_length() - 1)), self.largest_batch)
+
     def steps(self, rows: int) -> int:
         """Steps of an epoch."""
-        return max(1, math.ceil(rows / self.batch_size))
+        return max(1, math.ceil(rows / self.rows_of_batch(rows)))
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 0), of so many."""
@@ -83,13 +91,13 @@ class LinearParams(NetworkParams):
     """Linear, logistic and softmax regression: a weight for each number and for each category."""
 
     architecture: ClassVar[frozenset[str]] = frozenset({"crosses", "buckets"})
+    largest_batch: ClassVar[int] = 4096
 
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0, le=MOST_CHANGE)] = 0.02
     """After the warm-up; from there it falls to 0 along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled from the gradient (AdamW); `l2` is a part of the loss."""
-    batch_size: Annotated[int, Field(ge=1)] = 4096
     epochs: Annotated[int, Field(ge=1)] = 5
     early_stopping: Annotated[int, Field(ge=1)] | None = 2
     l1: Annotated[float, Field(ge=0)] = 0.0

@@ -148,6 +148,8 @@ def fit(
                 _listen_until(done, rendezvous, hear)
                 break
             except TrainingFailedError as error:
+                if hear.refused is not None:
+                    raise DataError(hear.refused) from error
                 raise _explained(error, hear) from error
             except ray.exceptions.RayActorError as error:
                 hear({"lost": [Lost("the train controller", "died", str(error))]})
@@ -299,6 +301,8 @@ class Hearing:
     """What a step is called."""
     refused: str | None = None
     """Why the workers have ended the fit, where they have."""
+    refused_at_once: bool = False
+    """Whether a worker has raised it, and the others may wait for that one for ever."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     losses: int = 0
@@ -332,7 +336,7 @@ class Hearing:
                 self._resized(entry["size"])
             self._starting, self._running = (now, None) if starting else (None, now)
         elif "refused" in entry:
-            self.refused = entry["refused"]
+            self.refused, self.refused_at_once = self.refused or entry["refused"], "at_once" in entry
         elif "lost" in entry:
             self._lost(entry["lost"])
         else:
@@ -346,7 +350,10 @@ class Hearing:
         self.size = size
 
     def check(self) -> None:
-        """Raise `ClusterError` when the workers do not get ready, or Ray Train's controller has fallen silent."""
+        """Raise `DataError` when a worker has refused the data, `ClusterError` when the workers do not get ready, or Ray Train's
+        controller has fallen silent."""
+        if self.refused is not None and self.refused_at_once:
+            raise DataError(self.refused)
         if self._starting is not None and time.monotonic() - self._starting > START_S:
             raise ClusterError(
                 f"train: the workers were not ready {START_S:.0f} s after their start; one may be stopped, or its node cut off"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipelines.data.prepared import Batch, Range, Shards
-from pipelines.errors import DataError
+from pipelines.errors import DataError, UserError
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
 from pipelines.tasks import Task
@@ -274,7 +274,11 @@ def train_loop(config: dict[str, Job]) -> None:
             "oom_kills": kernel_oom_kills(),
         }
     )
-    family.fit(family.Params.model_validate(job.params), job.task, worker)
+    try:
+        family.fit(family.Params.model_validate(job.params), job.task, worker)
+    except UserError as error:  # would be the same at each new start
+        job.rendezvous.report.remote({"refused": str(error), "at_once": True})
+        raise
 
 
 def cores() -> int:

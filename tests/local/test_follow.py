@@ -22,7 +22,7 @@ from tests.local.test_pipeline import people, slots, spec_of
 
 pytestmark = pytest.mark.usefixtures("session")
 
-LINEAR = {"type": "linear", "params": {"batch_size": 256, "epochs": 2}}
+LINEAR = {"type": "linear", "params": {"epochs": 2}}
 
 
 @pytest.fixture(scope="module")

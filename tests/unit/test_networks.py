@@ -345,6 +345,15 @@ def test_what_cannot_be_is_one_line(family: type[FittedNetwork], params: dict[st
         family.check(checked(family.Params, params, ("model", "params")), BINARY, worker(tmp_path).shards, 1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "linear"), [(10, 64, 64), (7_300, 64, 64), (26_000, 256, 256), (262_000, 1024, 2048), (10**9, 1024, 4096)]
+)
+def test_a_batch_grows_with_the_table_unless_it_is_named(rows: int, batch: int, linear: int) -> None:
+    assert (MLPParams().rows_of_batch(rows), LinearParams().rows_of_batch(rows)) == (batch, linear)
+    assert TabMParams(batch_size=300).rows_of_batch(rows) == 300
+    assert MLPParams().steps(rows) == -(-rows // batch)
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     params = NetworkParams(learning_rate=1.0, warmup=0.1)
     rates = [params.learning_rate_at(step, 100) for step in range(100)]
@@ -367,7 +376,7 @@ def test_memory_grows_with_what_a_network_is_made_of(params: NetworkParams) -> N
         return FittedNetwork.memory(type(params).model_validate({**params.model_dump(), **changed}), 10**6, 30, 1)
 
     assert 350 << 20 < memory() < 8 << 30
-    assert memory(batch_size=2 * params.batch_size) > memory()
+    assert memory(batch_size=2 * params.largest_batch) > memory()
     assert FittedNetwork.memory(params, 10**9, 30, 1) < memory() + (400 << 20)  # pools, not the split
 
 
