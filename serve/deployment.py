@@ -15,12 +15,12 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.artifact import Artifact
-from pipelines.spec import Frozen
+from serve.config import ReplicaConfig
 from serve.directory import MODEL, standings
 from serve.errors import RequestError, respond
 from serve.overview import Standing, build_root
 from serve.routes import ModelApp, build_app, logger
-from serve.spec import LimitsSpec, ServeSpec
+from serve.spec import ServeSpec
 
 LOOK_BACK_S = 12.0  # Serve will demand more than its interval of 10 s
 # Read by the process of a replica when it starts, so they hold on a Ray that someone else started too.
@@ -36,22 +36,16 @@ _STALE_S = 1.0
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
-class ReplicaConfig(Frozen):
-    """What a running replica can change without a restart; it travels as Serve's `user_config`."""
-
-    artifact: str
-    """Path or URI."""
-    limits: LimitsSpec
-    tokens: dict[str, str]
-    """Digests of the accepted tokens by name."""
-
-
-def model_application(name: str, spec: ServeSpec, config: ReplicaConfig) -> ray.serve.Application:
+def model_application(name: str, config: ReplicaConfig) -> ray.serve.Application:
     """Return the Serve application of one model."""
+    spec = config.spec
     replicas = spec.replicas
     deployment: ray.serve.Deployment = ray.serve.deployment(
         name=MODEL,
-        user_config=config.model_dump(),
+        user_config=config.model_dump(mode="json"),
+        # Where replicas have to be replaced (other `cpus`, another release) the new one is there before the old one goes.
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,  # a change of `user_config` reaches all at once: each answers on while it loads
         ray_actor_options={"num_cpus": spec.cpus, "runtime_env": _runtime_env()},
         # The replica refuses what is over its limit itself, in the one shape of errors; Serve's own queue stays out of the way.
         max_ongoing_requests=max(1000, 4 * spec.limits.in_flight),
@@ -111,33 +105,45 @@ def _scaling(spec: ServeSpec) -> dict[str, Any]:
 
 @ray.serve.ingress()
 class ModelReplica:
-    """One replica of one model. A new Artifact takes over between two requests, once it has loaded and predicted its examples."""
+    """One replica of one model. A new Artifact takes over between two requests, once it has loaded and passed its check."""
 
     def __init__(self, name: str, threads: int) -> None:
         self._name, self._threads = name, threads
-        self._artifact: str | None = None
-        self._problem: str | None = None
+        self._id = ray.serve.get_replica_context().replica_id.unique_id
+        self._config: ReplicaConfig | None = None
+        self._settled, self._problem = "", None  # type: str, str | None
         self._switch = _Switch()
+        self._taking_over: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load what the config names, beside what answers now; Serve calls this at the start and at every change."""
+        """Take over what the config names; Serve calls this at the start and at every change.
+
+        Until it returns Serve leads no requests here, so only a replica that answers none yet lets it wait.
+        """
         config = ReplicaConfig.model_validate(user_config)
-        try:
-            self._switch.app = await asyncio.to_thread(self._build, config)
-        except Exception as error:
-            if self._switch.app is None:
-                raise
-            # Serve would end this replica, and start one that fails in the same way.
-            logger.exception("%s goes on with %s", self._name, self._artifact)
-            self._problem = str(error)
+        if self._taking_over:
+            self._taking_over.cancel()
+        if self._switch.app is None:
+            self._adopt(config, await asyncio.to_thread(self._build, config))
         else:
-            self._artifact, self._problem = config.artifact, None
+            self._taking_over = asyncio.create_task(self._take_over(config))
+
+    async def _take_over(self, config: ReplicaConfig) -> None:
+        try:
+            self._adopt(config, await asyncio.to_thread(self._build, config))
+        except Exception as error:  # noqa: BLE001 - an Artifact may fail in any way; this replica goes on with what it has
+            logger.exception("%s goes on with %s", self._name, self._config and self._config.artifact)
+            self._problem, self._settled = str(error), config.digest
+
+    def _adopt(self, config: ReplicaConfig, app: ModelApp) -> None:
+        self._switch.app, self._config = app, config
+        self._problem, self._settled = None, config.digest
 
     def _build(self, config: ReplicaConfig) -> ModelApp:
         running = self._switch.app
-        same = running is not None and self._artifact == config.artifact
+        same = running is not None and self._config is not None and self._config.artifact == config.artifact
         artifact = running.artifact if running is not None and same else Artifact.load(config.artifact)
-        return build_app(artifact, self._name, limits=config.limits, tokens=config.tokens, threads=self._threads)
+        return build_app(artifact, self._name, limits=config.spec.limits, tokens=config.tokens, threads=self._threads)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._switch
@@ -149,7 +155,7 @@ class ModelReplica:
         """What the root application tells about this model."""
         app = self._switch.app
         assert app is not None, "Serve shows a replica to others only once it is configured"
-        return {**app.card().model_dump(), "problem": self._problem}
+        return {**app.card().model_dump(), "problem": self._problem, "replica": self._id, "settled": self._settled}
 
 
 class _Switch:

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 import ray.serve
 from ray.exceptions import RayError
 from ray.serve._private.common import ReplicaState
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
+from serve.config import ReplicaConfig
 from serve.overview import Card, Standing
 
 MODEL = "model"  # the deployment in each model's application
 ROOT = "_root"  # the application at /; a model's name cannot begin so
 _CARD_TIMEOUT_S = 2.0
+_ANSWERING = (ReplicaState.RUNNING, ReplicaState.UPDATING)
 
 
 def standings(known: Mapping[str, Card] | None = None) -> list[Standing]:
@@ -26,10 +30,36 @@ def standings(known: Mapping[str, Card] | None = None) -> list[Standing]:
         deployment = application.deployments.get(MODEL)
         if deployment is None:
             continue  # the root, or an application that is not ours
-        replicas = deployment.replica_states.get(ReplicaState.RUNNING, 0)
+        # A replica that is told something new is UPDATING for a moment, in which it answers as before.
+        replicas = sum(deployment.replica_states.get(state, 0) for state in _ANSWERING)
         card = (ask_card(name) if replicas else None) or (known or {}).get(name)
         result.append(Standing(name=name, ready=replicas > 0, replicas=replicas, message=deployment.message, card=card))
     return result
+
+
+def details() -> ServeInstanceDetails | None:
+    """Return all that Serve's controller knows; None where Serve does not run."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else ServeInstanceDetails.model_validate(client.get_serve_details())
+
+
+def configs() -> dict[str, ReplicaConfig]:
+    """Return what each model's replicas were last told."""
+    found = {name: _model(name) for name in ray.serve.status().applications}
+    told = {name: model.deployment_config.user_config for name, model in found.items() if model is not None}
+    return {name: ReplicaConfig.model_validate(config) for name, config in told.items() if config}
+
+
+def answering(name: str) -> set[str]:
+    """Return the ids of the replicas that answer for a model."""
+    model = _model(name)
+    return {replica.replica_id for replica in model.replicas if replica.state in _ANSWERING} if model else set()
+
+
+def _model(name: str) -> DeploymentDetails | None:
+    found = details()
+    application = found.applications.get(name) if found else None
+    return application.deployments.get(MODEL) if application else None
 
 
 def ask_card(name: str) -> Card | None:

@@ -41,8 +41,9 @@ def build_app(
 ) -> ModelApp:
     """Return the ASGI application of one model; `tokens` are digests by name (`serve.auth.digests`), none: open to all.
 
-    The example rows kept in the Artifact are predicted once: an Artifact that cannot do that takes no request.
+    Raises `ArtifactError` when the Artifact does not answer its example rows as it did where it was made: it takes no request.
     """
+    artifact.check()
     pool = ThreadPoolExecutor(threads, "predict")
     return ModelApp(artifact, name, limits or LimitsSpec(), tokens or {}, pool, _inline_bytes(artifact))
 
@@ -51,7 +52,6 @@ def _inline_bytes(artifact: Artifact) -> int:
     """The size of a body that the event loop can answer itself, by the time that one row takes once everything is warm."""
     if not artifact.examples:
         return _INLINE_BYTES
-    artifact.predict_rows(artifact.examples)
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -70,6 +70,7 @@ class ModelApp:
         self.artifact, self.name, self.limits, self.tokens = artifact, name, limits, tokens
         self._pool, self._inline_bytes = pool, inline
         self._in_flight = 0
+        self._version = {"x-model-version": artifact.version}
         base = f"/v2/models/{name}"
         self._operations = {f"{base}/predict": self._predict, f"{base}/infer": self._infer}
         self._part = openapi.model_part(artifact, name, limits)
@@ -98,13 +99,13 @@ class ModelApp:
         except RequestError as error:
             if error.status != HTTPStatus.REQUEST_TIMEOUT:
                 await body.drop()
-            await respond(send, error.status, error.body, error.headers)
+            await respond(send, error.status, error.body, {**self._version, **error.headers})
         except Exception:  # a bug of ours must not show the client a traceback
             logger.exception("%s failed", scope["path"])
-            await respond(send, 500, RequestError.internal().body)
+            await respond(send, 500, RequestError.internal().body, self._version)
         else:
             if operation is not None:
-                await respond(send, 200, answer)
+                await respond(send, 200, answer, self._version)
             else:
                 # Serve puts the application's prefix into root_path; the routes here are whole paths.
                 await self._rest({**scope, "root_path": ""}, receive, send)

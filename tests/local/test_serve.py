@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.artifact import Artifact, write_manifest
+from pipelines.artifact import ANSWERS_FILE, Artifact, keep_answers, write_manifest
 from pipelines.errors import ArtifactError, ClusterError, SpecError
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, StringStatistics
@@ -37,6 +38,7 @@ from tests.local.conftest import wait_for
 pytestmark = pytest.mark.usefixtures("session")
 
 TOKEN = "a-token-of-enough-length"
+TOKENS = {"one": TOKEN}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ROW: dict[str, Any] = {"rooms": 4, "age": 31.5, "city": "Ulm"}
 COLUMNS = [
@@ -73,6 +75,7 @@ def make_artifact(path: Path, name: str, run: str, seed: int = 0) -> Path:
     folder.write_json("profile.json", {"rows": {}, "columns": columns, "target": {}, "examples": [ROW]})
     (path / "model").mkdir()
     LightGBM(booster).save(path / "model")
+    keep_answers(folder, name=name, run=run, model="lightgbm")
     write_manifest(folder, name=name, run=run, model="lightgbm")
     return path
 
@@ -94,7 +97,7 @@ def server(session: Any, artifacts: dict[str, Path]) -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     patch.setattr(deployment, "LOOK_BACK_S", 2.0)  # for a short test; what settles in seconds settles in minutes too
     models = [("houses", str(artifacts["houses-1"]), HOUSES), ("flats", str(artifacts["flats-1"]), OPEN)]
-    yield deploy.serve_runs(models, port=free_port(), token=TOKEN)
+    yield deploy.serve_runs(models, port=free_port(), tokens=TOKENS)
     deploy.stop()
     patch.undo()
 
@@ -206,11 +209,11 @@ def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, ar
     path = str(artifacts["houses-1"])
     greedy = ServeSpec.model_validate({"cpus": 64})
     with pytest.raises(ClusterError, match=r"'greedy' did not get ready.*needs 64 CPU slots.*serve\.cpus"):
-        serve_runs([("greedy", path, greedy)], token=TOKEN, wait_s=2)
+        serve_runs([("greedy", path, greedy)], tokens=TOKENS, wait_s=2)
     with pytest.raises(ArtifactError, match="does not exist"):
-        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], token=TOKEN)
+        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], tokens=TOKENS)
     with pytest.raises(SpecError, match="there is no token"):
-        serve_runs([("houses", path, HOUSES)])
+        serve_runs([("cottages", path, HOUSES)])  # what runs keeps its tokens
     with pytest.raises(ClusterError, match="did you mean 'houses'"):
         stop("house")
 
@@ -221,15 +224,95 @@ def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, ar
 def test_a_new_version_takes_over_without_a_lost_request(server: Any, artifacts: dict[str, Path]) -> None:
     from serve.deploy import serve_runs
 
+    ready: list[int] = []
+
     def swap() -> None:
         time.sleep(0.5)
-        serve_runs([("houses", str(artifacts["houses-2"]), HOUSES)], token=TOKEN)
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(serve_runs, [("houses", str(artifacts["houses-2"]), HOUSES)], tokens=TOKENS)
+            while not swapping.done():
+                ready.append(answering_replicas())
+            swapping.result()
         time.sleep(0.5)
 
     answers = drive(server, connections=4, during=swap)
 
     assert set(answers) == {(200, "houses-1"), (200, "houses-2")}
+    assert min(ready) >= 1
     assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-2"
+
+
+def test_an_artifact_that_fails_its_check_never_takes_traffic(server: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """Neither where the command sees it, nor where only a replica does; new replicas start with what runs."""
+    from serve.deploy import _tell, serve_runs
+    from serve.directory import configs
+
+    broken = tmp_path / "houses-3"
+    shutil.copytree(artifacts["houses-1"], broken)
+    Folder.at(str(broken)).write_json(ANSWERS_FILE, [{"label": True, "probability": 0.123}])
+    write_manifest(Folder.at(str(broken)), name="houses", run="houses-3", model="lightgbm")
+    before = configs()["houses"]
+
+    def swap() -> None:
+        with pytest.raises(ArtifactError, match="answers its own example row 0 with"):
+            serve_runs([("houses", str(broken), HOUSES)])
+        assert configs()["houses"] == before
+        told = {"houses": before.followed_by(str(broken), HOUSES, before.tokens)}
+        with pytest.raises(ClusterError, match="'houses' goes on with houses-2: .* answers its own example row 0 with"):
+            _tell(told, configs(), deadline=time.monotonic() + 60)
+
+    assert set(drive(server, connections=2, during=swap)) == {(200, "houses-2")}
+    assert configs()["houses"] == before
+
+
+def test_the_version_before_is_put_back_without_a_lost_request(server: Any) -> None:
+    from serve.deploy import roll_back
+
+    def back() -> None:
+        assert roll_back("houses") == ("houses-2", "houses-1")
+        time.sleep(0.5)
+
+    assert set(drive(server, connections=4, during=back)) == {(200, "houses-2"), (200, "houses-1")}
+    assert predict(server, {"rows": [ROW]}).headers["x-model-version"] == "houses-1"
+    with pytest.raises(ClusterError, match="'houses' has no earlier version to go back to"):
+        roll_back("houses")
+    with pytest.raises(ClusterError, match="did you mean 'houses'"):
+        roll_back("house")
+
+
+def test_an_artifact_that_breaks_its_clients_is_refused_unless_forced(
+    server: Any, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    from serve.deploy import roll_back, serve_runs
+
+    strict = tmp_path / "houses-4"
+    shutil.copytree(artifacts["houses-1"], strict)
+    folder = Folder.at(str(strict))
+    columns = [column.model_copy(update={"nullable": False}) for column in COLUMNS]
+    folder.write_json("schema.json", Schema(columns=columns).model_dump())
+    write_manifest(folder, name="houses", run="houses-4", model="lightgbm")
+
+    with pytest.raises(ArtifactError, match="houses-4 breaks what clients of houses-1 rely on; --force") as refused:
+        serve_runs([("houses", str(strict), HOUSES)])
+    assert refused.value.__notes__ == ["  column 'age' is required and was optional"]
+    assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-1"
+
+    serve_runs([("houses", str(strict), HOUSES)], force=True)
+    assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-4"
+    roll_back("houses")
+
+
+def test_tokens_change_without_a_restart(server: Any) -> None:
+    from serve.deploy import change_tokens
+
+    before = replica_pids()
+    assert change_tokens({"desk": "the-token-of-the-desk", "shop": "the-token-of-the-shop"}) == ["houses"]
+
+    for token, status in [("the-token-of-the-desk", 200), ("the-token-of-the-shop", 200), (TOKEN, 401)]:
+        assert predict(server, {"rows": [ROW]}, headers={"Authorization": f"Bearer {token}"}).status_code == status
+    change_tokens(TOKENS)
+    assert predict(server, {"rows": [ROW]}).status_code == 200
+    assert replica_pids() == before
 
 
 def test_replicas_follow_the_load(server: Any) -> None:
@@ -296,12 +379,22 @@ def running(server: Any) -> int:
     return replicas
 
 
-def cpu_seconds() -> list[float]:
-    """The processor time of each replica of houses so far."""
+def answering_replicas() -> int:
+    from serve.directory import answering
+
+    return len(answering("houses"))
+
+
+def replica_pids() -> list[int]:
     from ray.serve.context import _get_global_client
 
     client = _get_global_client()
     assert client is not None
     replicas = client.get_serve_details()["applications"]["houses"]["deployments"]["model"]["replicas"]
-    stats = [Path(f"/proc/{replica['pid']}/stat").read_text().rpartition(")")[2].split() for replica in replicas]
+    return sorted(replica["pid"] for replica in replicas)
+
+
+def cpu_seconds() -> list[float]:
+    """The processor time of each replica of houses so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in replica_pids()]
     return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in stats]

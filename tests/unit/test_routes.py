@@ -58,6 +58,9 @@ class FakeArtifact:
         self.contract = Contract(Schema(columns=COLUMNS))
         self.during: Callable[[], object] = lambda: None
 
+    def check(self) -> None:
+        self.predict_rows(self.examples)
+
     def predict_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         checked = self.contract.check_rows(rows)
         self.during()
