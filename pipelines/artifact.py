@@ -131,6 +131,10 @@ class Artifact:
         """Return the rows of a request in canonical values, or raise `InputError` that names row and column."""
         return self._contract.check_rows(rows)
 
+    def ignored(self, rows: list[Any]) -> int:
+        """How many values of a request's rows are of no column that a prediction reads."""
+        return self._contract.ignored(rows)
+
     def predict_rows(self, rows: list[Any], *, explain: bool = False) -> list[dict[str, Any]]:
         """Answer JSON rows; a few go through the row path, many through the block path, with equal bits.
 

@@ -23,6 +23,7 @@ from serve import auth, openapi, tensors
 from serve.body import Body, Headers
 from serve.errors import RequestError, one_shape, respond
 from serve.overview import Card
+from serve.parsing import object_in, rows_in
 from serve.spec import LimitsSpec
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class ModelApp:
             self._in_flight -= 1
 
     def _predict(self, body: bytes) -> bytes:
-        return self._predictions(self._answers(_rows(body)))
+        return self._predictions(self._answers(rows_in(body)))
 
     def _explain(self, body: bytes) -> bytes:
         """`_predict` with what each column contributes, of as many rows as there is time for: what is begun is not broken off."""
@@ -146,7 +147,7 @@ class ModelApp:
             seconds = self.artifact.explaining.explain_s()
         except ArtifactError as error:
             raise RequestError(422, str(error), found="explain=true") from None
-        rows = _rows(body)
+        rows = rows_in(body)
         most = max(1, int(self.limits.timeout_s / max(seconds, 1e-9)))
         if len(rows) > most:
             expected = f"at most {most} rows"
@@ -157,7 +158,7 @@ class ModelApp:
         return orjson.dumps({"model": self.name, "version": self.artifact.version, "predictions": answers})
 
     def _infer(self, body: bytes) -> bytes:
-        request = _parse(body)
+        request = object_in(body)
         rows = tensors.rows_of(request, self.artifact.inputs)
         return orjson.dumps(tensors.response(self.artifact, self.name, self._answers(rows), request))
 
@@ -177,24 +178,6 @@ def _explains(query: bytes) -> bool:
     if wanted not in (["true"], ["false"]):
         raise RequestError(422, "the query parameter 'explain' is wrong", found=", ".join(wanted)[:80], expected="true or false")
     return wanted == ["true"]
-
-
-def _rows(body: bytes) -> list[Any]:
-    rows = _parse(body).get("rows")
-    if not isinstance(rows, list):
-        raise RequestError(422, "the body has no list under 'rows'", expected='{"rows": [{"column": value, ...}, ...]}')
-    return rows
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:  # as are NaN, infinities and invalid UTF-8
-        where = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(422, f"the body is not JSON: {error.msg} ({where})", expected="a JSON object") from None
-    if not isinstance(request, dict):
-        raise RequestError(422, "the body is JSON, but no object", expected="a JSON object")
-    return request
 
 
 def _described(model: ModelApp, part: dict[str, Any]) -> FastAPI:

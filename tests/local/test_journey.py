@@ -139,8 +139,6 @@ def swap_from_a_second_terminal(folder: Path, run: str, url: str, address: str, 
     back = heliostat(folder, "serve", "--rollback", "people", "--address", address, "--json")
     assert json.loads(back.stdout) == {"model": "people", "version": run, "was": run}
     assert len(ask(url, {"rows": rows})["predictions"]) == len(rows)
-    again = heliostat(folder, "serve", "--rollback", "people", "--address", address)
-    assert (again.returncode, "has no earlier version" in again.stderr) == (2, True)
     rotated = heliostat(folder, "serve", "--tokens", "--address", address, HELIOSTAT_TOKEN="the-token-after-it")
     assert rotated.returncode == 0, rotated.stderr[-3000:]
     assert ask(url, {"rows": rows[:1]}, token="the-token-after-it")["version"] == run
