@@ -6,18 +6,21 @@ import asyncio
 import importlib.metadata
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
+from ray.util.metrics import Counter, Gauge
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.artifact import Artifact
 from serve.config import ReplicaConfig
 from serve.directory import MODEL, standings
 from serve.errors import RequestError, respond
+from serve.meter import COUNTERS, AccessLog
 from serve.overview import Standing, build_root
 from serve.routes import ModelApp, build_app, logger
 from serve.spec import ServeSpec
@@ -32,6 +35,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
 }
 _STALE_S = 1.0
+_WATCH_S = 1.0
 # Serve makes a record of each request at INFO, even where no one keeps it: 3 % of a one-row request.
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
@@ -114,6 +118,12 @@ class ModelReplica:
         self._settled, self._problem = "", None  # type: str, str | None
         self._switch = _Switch()
         self._taking_over: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        node = ray._private.worker.global_worker.node
+        assert node is not None, "a replica is a worker of Ray"
+        self._log = AccessLog(Path(node.get_logs_dir_path()) / "serve" / f"access_{name}_{self._id}.jsonl")
+        self._counters = {key: Counter(key, help, labels) for key, (help, labels) in COUNTERS.items()}
+        self._version = Gauge("heliostat_version", "1 for the version that answers, 0 for those before.", ("model", "version"))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over what the config names; Serve calls this at the start and at every change.
@@ -125,6 +135,7 @@ class ModelReplica:
             self._taking_over.cancel()
         if self._switch.app is None:
             self._adopt(config, await asyncio.to_thread(self._build, config))
+            self._watching = asyncio.create_task(self._watch())
         else:
             self._taking_over = asyncio.create_task(self._take_over(config))
 
@@ -136,8 +147,28 @@ class ModelReplica:
             self._problem, self._settled = str(error), config.digest
 
     def _adopt(self, config: ReplicaConfig, app: ModelApp) -> None:
+        app.log = self._log if config.spec.access_log else None
+        if (before := self._switch.app) is not None:
+            self._hand_on(before)
+            self._version.set(0, {"model": self._name, "version": before.artifact.version})
         self._switch.app, self._config = app, config
         self._problem, self._settled = None, config.digest
+
+    async def _watch(self) -> None:
+        """Hand the counts on to Ray, whose agent shows them to Prometheus, and the log's lines to its file."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                if (app := self._switch.app) is not None:
+                    self._hand_on(app)
+                    self._version.set(1, {"model": self._name, "version": app.artifact.version})
+                self._log.flush()
+            except Exception:  # noqa: BLE001 - a full disk must not end the counting, nor the counting the answers
+                logger.exception("%s cannot be watched", self._name)
+
+    def _hand_on(self, app: ModelApp) -> None:
+        for grown in app.meter.drain():
+            self._counters[grown.name].inc(grown.value, grown.labels)
 
     def _build(self, config: ReplicaConfig) -> ModelApp:
         running = self._switch.app

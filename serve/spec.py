@@ -51,4 +51,6 @@ class ServeSpec(Frozen):
     """Whether requests in flight share one call of the model; auto: not while the model takes under about 1 ms."""
     auth: Literal["token", "none"] = "token"
     """token: every request but health needs `Authorization: Bearer TOKEN`; none: open to all who reach the port."""
+    access_log: bool = True
+    """Whether each request leaves a JSON line beside Ray Serve's logs: its id, status, time, rows, and the name of its token."""
     limits: LimitsSpec = LimitsSpec()

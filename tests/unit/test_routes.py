@@ -61,6 +61,9 @@ class FakeArtifact:
     def check(self) -> None:
         self.predict_rows(self.examples)
 
+    def ignored(self, rows: list[Any]) -> int:
+        return self.contract.ignored(rows)
+
     def predict_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         checked = self.contract.check_rows(rows)
         self.during()

@@ -34,6 +34,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "cpus": 0.5,
         "batch": "auto",
         "auth": "token",
+        "access_log": True,
         "limits": {"body_mb": 16, "rows": 10_000, "in_flight": 64, "timeout_s": 10},
     }
     assert spec.limits.body_bytes == 16 * 1024 * 1024
