@@ -241,14 +241,26 @@ def serve_runs(
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running; needs --address.", show_default=False)] = False,
     status: Annotated[bool, typer.Option("--status", help="Show what is served.", show_default=False)] = False,
     stop: Annotated[str | None, typer.Option(metavar="NAME", help="Take a model down.", show_default=False)] = None,
+    rollback: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put back what a model was served with before.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Accept the tokens as they are now, without a restart.", show_default=False)
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Swap to a run that breaks what clients rely on.", show_default=False)
+    ] = False,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Serve runs over HTTP; says when ready and stays until Ctrl-C."""
-    if sum([bool(references), status, stop is not None]) != 1:
-        raise typer.BadParameter("give runs to serve, or --status, or --stop NAME")
+    """Serve runs over HTTP; says when ready and stays until Ctrl-C.
+
+    A run of a name that is served already takes over from it: no request fails, and the command ends.
+    """
+    if sum([bool(references), status, stop is not None, rollback is not None, tokens]) != 1:
+        raise typer.BadParameter("give runs to serve, or --status, --stop NAME, --rollback NAME or --tokens")
     from app import serving
     from app.output import output
 
@@ -257,8 +269,12 @@ def serve_runs(
             serving.show_status(out, address=address)
         elif stop is not None:
             serving.stop_model(stop, out, address=address)
+        elif rollback is not None:
+            serving.roll_back(rollback, out, address=address)
+        elif tokens:
+            serving.rotate_tokens(out, address=address)
         else:
-            where = serving.Where(address, host, port, detach)
+            where = serving.Where(address, host, port, detach, force)
             serving.serve(references or [], out, where, store=store, sets=sets or [])
 
 

@@ -48,7 +48,7 @@ def demo(out: Output, *, address: str | None, store: str | None, sets: Sequence[
         )
         say(f"   {answers.rows:,} answers in {answers.path}")
         say("3. heliostat serve: the same model over HTTP, asked about flights of December that it has not seen")
-        server = serve_runs([(made.name, str(made.artifact), spec.serve)], port=port, token=token)
+        server = serve_runs([(made.name, str(made.artifact), spec.serve)], port=port, tokens={"demo": token})
         url = f"{server.local_url}/v2/models/{made.name}/predict"
         flights = _unseen(spec, december)
         answer = _ask(url, token, [row for row, _ in flights])

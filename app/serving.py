@@ -37,37 +37,97 @@ class Where:
     host: str
     port: int
     detach: bool
+    force: bool = False
+    """Also swap to an Artifact that breaks what clients of the running one rely on."""
 
 
 def serve(references: Sequence[str], out: Output, where: Where, *, store: str | None, sets: Sequence[str]) -> None:
     """Serve runs and stay until Ctrl-C; detached, leave them running on the Ray that was joined."""
     if where.detach and not joins(where.address):
         raise lasting("serve --detach")
-    from serve.auth import find_token
+    from serve.auth import find_tokens
 
     found = _targets(references, store, sets)
-    token, token_path = None, None
+    tokens: dict[str, str] = {}
+    token_path = None
     if any(spec.auth == "token" for _, spec in found):
-        token, token_path = find_token(Path(TOKEN_FOLDER).expanduser())
+        tokens, token_path = find_tokens(Path(TOKEN_FOLDER).expanduser())
     with open_ray(where.address, serve_port=where.port, host=where.host) as session:
-        from serve.deploy import serve_runs, stop  # reads its environment, which the session has set
+        from serve.deploy import serve_runs, status, stop  # reads its environment, which the session has set
 
+        served = {model.name for model in status().models}
+        swapped = [run.name for run, _ in found if run.name in served]
         with out.progress.stage("deploy", total=len(found), unit="models") as stage:
             server = serve_runs(
-                [(run.name, str(run.artifact), spec) for run, spec in found], host=where.host, port=where.port, token=token
+                [(run.name, str(run.artifact), spec) for run, spec in found],
+                host=where.host,
+                port=where.port,
+                tokens=tokens,
+                force=where.force,
             )
             stage.advance(len(found))
-        out.result(*_ready(found, server, session, token_path, where.detach))
-        if where.detach:
+        # Whoever started a model is there for its end: a swap leaves it running.
+        stays = where.detach or len(swapped) == len(found)
+        out.result(*_ready(found, server, session, token_path, stays))
+        if stays:
             return
         try:
             with contextlib.suppress(KeyboardInterrupt):
-                while True:  # a wait without end would not see a signal that reaches another thread
-                    time.sleep(0.5)
+                _stay(token_path)
             say("stopping")
         finally:
-            for name in [] if session.private else [run.name for run, _ in found]:  # a private Ray takes all with it
+            own = [run.name for run, _ in found if run.name not in swapped]
+            for name in [] if session.private else own:  # a private Ray takes all with it
                 stop(name)
+
+
+def _stay(token_path: Path | None) -> None:
+    """Wait for Ctrl-C; tokens that change in their file meanwhile are accepted, or no longer, from then on."""
+    from serve.auth import read_tokens
+    from serve.deploy import change_tokens
+
+    seen = token_path.stat().st_mtime_ns if token_path else 0
+    while True:  # a wait without end would not see a signal that reaches another thread
+        time.sleep(0.5)
+        if token_path is None:
+            continue
+        try:
+            changed = token_path.stat().st_mtime_ns
+            if changed != seen:
+                seen = changed
+                tokens = read_tokens(token_path)
+                say(f"{', '.join(change_tokens(tokens))} accept the tokens named {', '.join(tokens)}")
+        except (OSError, UserError) as error:
+            seen = 0
+            say(f"the tokens stay as they were: {error}")
+            time.sleep(5)
+
+
+def roll_back(name: str, out: Output, *, address: str | None) -> None:
+    """Put back the version that a model was served with before."""
+    if not joins(address):
+        raise lasting("serve --rollback")
+    with open_ray(address):
+        from serve.deploy import roll_back
+
+        was, now = roll_back(name)
+    out.result({"model": name, "version": now, "was": was}, [f"{name} answers with {now} again, not with {was}"])
+
+
+def rotate_tokens(out: Output, *, address: str | None) -> None:
+    """Let what is served accept the tokens that the environment or the file has now."""
+    if not joins(address):
+        raise lasting("serve --tokens")
+    from serve.auth import find_tokens
+
+    tokens, _ = find_tokens(Path(TOKEN_FOLDER).expanduser())
+    with open_ray(address):
+        from serve.deploy import change_tokens
+
+        models = change_tokens(tokens)
+    named = ", ".join(tokens)
+    lines = [f"{', '.join(models)} accept the tokens named {named}" if models else "nothing that is served asks for a token"]
+    out.result({"models": models, "tokens": sorted(tokens)}, lines)
 
 
 def show_status(out: Output, *, address: str | None) -> None:
@@ -78,14 +138,16 @@ def show_status(out: Output, *, address: str | None) -> None:
         from serve.deploy import status
 
         found = status()
-    models = [{"name": model.name, "ready": model.ready, "replicas": model.replicas} for model in found.models]
+    models = [
+        {"name": model.name, "version": model.version, "ready": model.ready, "replicas": model.replicas} for model in found.models
+    ]
     url = found.server.url if found.server else None
     rows = [
-        [model.name, "ready" if model.ready else "not ready", f"{model.replicas} replicas", model.message]
+        [model.name, model.version or "", "ready" if model.ready else "not ready", f"{model.replicas} replicas", model.message]
         for model in found.models
     ]
     out.result(
-        {"url": url, "models": models}, [f"at {url}", *table(["model", "", "", ""], rows)] if url else ["nothing is served"]
+        {"url": url, "models": models}, [f"at {url}", *table(["model", "", "", "", ""], rows)] if url else ["nothing is served"]
     )
 
 
@@ -135,7 +197,8 @@ def _ready(
 
 def _curl(run: Run, spec: ServeSpec, server: Server, token_path: Path | None) -> str:
     examples = run.artifact.read_json("profile.json").get("examples") or [{}]
-    token = f'"Authorization: Bearer $(cat {token_path})"' if token_path else '"Authorization: Bearer $HELIOSTAT_TOKEN"'
+    first = f"$(awk '!/^#/ {{print $NF; exit}}' {token_path})"  # a line is NAME TOKEN, or TOKEN
+    token = f'"Authorization: Bearer {first}"' if token_path else '"Authorization: Bearer $HELIOSTAT_TOKEN"'
     header = f"-H {token} " if spec.auth == "token" else ""
     body = shlex.quote(json.dumps({"rows": examples[:1]}))
     return f"curl -s {header}-H 'Content-Type: application/json' -d {body} {server.url}/v2/models/{run.name}/predict"

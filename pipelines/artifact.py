@@ -3,6 +3,7 @@
     artifact/
         manifest.json    format version, run, sha256 of every file below; written last
         schema.json preprocessor.json task.json profile.json quality.json
+        answers.json     to the example rows in profile.json, by which a new place of work is checked
         importance.json  of a family that can tell
         model/           the family's own files
 
@@ -12,6 +13,7 @@ The same code predicts over a Dataset, over HTTP and in a notebook; it needs no 
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from pipelines.tasks import Task
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
+ANSWERS_FILE: Final = "answers.json"
 ROW_PATH_ROWS: Final = 32  # up to here single rows are faster than building a block
 
 
@@ -53,6 +56,8 @@ class Artifact:
     profile: dict[str, Any]
     importance: dict[str, Any] | None = None
     """Each column's part in the model (see `attribution.py`), the largest first; None where that is not known."""
+    answers: list[dict[str, Any]] | None = None
+    """What was answered to `examples` where the model was made; None: it comes from a version that did not keep them."""
 
     @classmethod
     def load(cls, location: str | Folder, *, model: bool = True) -> Artifact:
@@ -68,17 +73,22 @@ class Artifact:
             local = Path(path)
             manifest = _fetch(folder, local)
             family = load(MODELS, manifest["model"], f"{folder}/{MANIFEST}: model")
-            read = Folder.at(path).read_json
-            return cls(
-                name=manifest["name"],
-                version=manifest["run"],
-                schema=Schema.model_validate(read("schema.json")),
-                preprocessor=Preprocessor.from_json(read("preprocessor.json")),
-                task=Task.model_validate(read("task.json")),
-                model=family.load(local / "model") if model else None,
-                profile=read("profile.json"),
-                importance=read(IMPORTANCE) if IMPORTANCE in manifest["files"] else None,
-            )
+            return cls._read(local, manifest["name"], manifest["run"], family if model else None)
+
+    @classmethod
+    def _read(cls, local: Path, name: str, version: str, family: Any) -> Artifact:
+        parts = Folder.at(str(local))
+        return cls(
+            name=name,
+            version=version,
+            schema=Schema.model_validate(parts.read_json("schema.json")),
+            preprocessor=Preprocessor.from_json(parts.read_json("preprocessor.json")),
+            task=Task.model_validate(parts.read_json("task.json")),
+            model=family.load(local / "model") if family else None,
+            profile=parts.read_json("profile.json"),
+            importance=parts.read_json(IMPORTANCE) if parts.exists(IMPORTANCE) else None,
+            answers=parts.read_json(ANSWERS_FILE) if parts.exists(ANSWERS_FILE) else None,
+        )
 
     @property
     def inputs(self) -> list[Column]:
@@ -91,6 +101,24 @@ class Artifact:
         rows: list[dict[str, Any]] = self.profile["examples"]
         return rows
 
+    def check(self) -> None:
+        """Predict the example rows and compare with what was answered where the model was made; raises `ArtifactError`.
+
+        Numbers may differ by 1e-5 of their size: other processors have other last bits.
+        """
+        try:
+            found = self.predict_rows(self.examples)
+        except Exception as error:
+            raise ArtifactError(
+                f"{self.name} ({self.version}) cannot predict its own example rows here: {type(error).__name__}: {error}"
+            ) from error
+        for i, (answer, expected) in enumerate(zip(found, self.answers or [], strict=False)):
+            if not _equal(_plain(answer), expected):
+                raise ArtifactError(
+                    f"{self.name} ({self.version}) answers its own example row {i} with {answer}, and where it was trained "
+                    f"with {expected}; the libraries here may be others than those under 'versions' in its run.json"
+                )
+
     @cached_property
     def _contract(self) -> Contract:
         return Contract(self.schema)
@@ -102,6 +130,10 @@ class Artifact:
     def check_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Return the rows of a request in canonical values, or raise `InputError` that names row and column."""
         return self._contract.check_rows(rows)
+
+    def ignored(self, rows: list[Any]) -> int:
+        """How many values of a request's rows are of no column that a prediction reads."""
+        return self._contract.ignored(rows)
 
     def predict_rows(self, rows: list[Any], *, explain: bool = False) -> list[dict[str, Any]]:
         """Answer JSON rows; a few go through the row path, many through the block path, with equal bits.
@@ -208,7 +240,31 @@ def _fetch(folder: Folder, local: Path) -> dict[str, Any]:
     return manifest
 
 
+def keep_answers(folder: Folder, *, name: str, run: str, model: str) -> None:
+    """Predict the example rows by the parts in a folder and keep the answers there, for `Artifact.check`."""
+    with tempfile.TemporaryDirectory(prefix="heliostat-") as path:
+        folder.fetch(Path(path))
+        made = Artifact._read(Path(path), name, run, load(MODELS, model, "model.type"))
+    folder.write_json(ANSWERS_FILE, [_plain(answer) for answer in made.predict_rows(made.examples)])
+
+
 def write_manifest(folder: Folder, *, name: str, run: str, model: str) -> None:
     """Make a folder with all parts an Artifact: list every file with its sha256, last of all."""
     files = {file: hashlib.sha256(folder.read_bytes(file)).hexdigest() for file in folder.files() if file != MANIFEST}
     folder.write_json(MANIFEST, {"format": FORMAT, "name": name, "run": run, "model": model, "files": files})
+
+
+def _plain(value: Any) -> Any:
+    """An answer as JSON has it: null for what is no finite number, texts as keys."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return found.keys() == expected.keys() and all(_equal(found[key], expected[key]) for key in found)
+    if isinstance(found, float) or isinstance(expected, float):
+        numbers = isinstance(found, float | int) and isinstance(expected, float | int)
+        return numbers and math.isclose(found, expected, rel_tol=1e-5, abs_tol=1e-8)
+    return type(found) is type(expected) and bool(found == expected)

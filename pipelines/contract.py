@@ -7,8 +7,10 @@ column; a null is a missing value there, as it is in batch prediction.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +41,10 @@ class Contract:
             (column.name, _check(column.type, column.text), column.type, column.nullable) for column in schema.columns
         ]
 
+    @cached_property
+    def _names(self) -> set[str]:
+        return set(self.schema.names)
+
     def check_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Return each row with exactly the Schema's columns: int, float, bool, str, timestamps as microseconds, or None.
 
@@ -65,6 +71,11 @@ class Contract:
             except (ValueError, OverflowError, TypeError) as error:
                 raise _wrong(i, name, expected, value) from error
         return result
+
+    def ignored(self, rows: list[Any]) -> int:
+        """How many values of the rows are of no column of the Schema."""
+        names = self._names
+        return sum(len(row.keys() - names) for row in rows if isinstance(row, Mapping))
 
     def to_table(self, rows: list[dict[str, Any]]) -> pa.Table:
         """Checked rows as one block."""
@@ -142,7 +153,7 @@ def _missing(row: int, name: str, type: Type, value: object) -> InputError:
 
 
 def _wrong(row: int, name: str, type: Type, value: object) -> InputError:
-    shown = value if isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) < 1e300) else str(value)
+    shown = value if isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) < 1e300) else _written(value)
     if isinstance(shown, str) and len(shown) > 80:
         shown = shown[:77] + "..."
     return InputError.at(
@@ -152,6 +163,11 @@ def _wrong(row: int, name: str, type: Type, value: object) -> InputError:
         found=shown,
         expected=WORDS[type],
     )
+
+
+def _written(value: object) -> str:
+    """As text; of lists and objects the beginning alone, for they may be as large as a body and nested deeper than `str` goes."""
+    return reprlib.repr(value) if isinstance(value, list | Mapping) else str(value)
 
 
 def _check(type: Type, text: TextForm | None) -> Callable[[Any], Any]:

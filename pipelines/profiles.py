@@ -104,9 +104,12 @@ def _described(statistics: Statistics) -> dict[str, Any]:
 def _examples(inputs: Schema, summary: Summary) -> list[dict[str, Any]]:
     if summary.sample is None:
         return []
-    chosen = np.argsort(summary.hashes, kind="stable")[:EXAMPLES]
+    chosen = np.argsort(summary.hashes, kind="stable")[: 20 * EXAMPLES]
     rows = summary.sample.select(inputs.names).take(pa.array(chosen)).to_pylist()
-    return [{name: to_plain(value) for name, value in row.items()} for row in rows]
+    plain = [{name: to_plain(value) for name, value in row.items()} for row in rows]
+    # An infinity, which JSON has not, would be a null where a request may have none.
+    required = [column.name for column in inputs.columns if not column.nullable]
+    return [row for row in plain if all(row[name] is not None for name in required)][:EXAMPLES]
 
 
 def to_plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.artifact import write_manifest
+from pipelines.artifact import keep_answers, write_manifest
 from pipelines.attribution import IMPORTANCE, Attribution
 from pipelines.cache import MANIFEST, Address
 from pipelines.data.source import Source
@@ -246,6 +246,7 @@ def _write_artifact(made: Run, spec: PipelineSpec, prepared: Prepared, left: Fit
         if name != STATE and not name.startswith("."):
             made.artifact.write_bytes(f"model/{name}", left.model.read_bytes(name))
     _write_importance(made.artifact, spec.model.type, prepared)
+    keep_answers(made.artifact, name=spec.name, run=made.id, model=spec.model.type)
     write_manifest(made.artifact, name=spec.name, run=made.id, model=spec.model.type)
 
 

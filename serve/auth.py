@@ -22,22 +22,43 @@ from serve.errors import RequestError
 
 VARIABLE = "HELIOSTAT_TOKEN"
 _SHORTEST = 8
+_UNNAMED = "token"
 
 
-def find_token(folder: Path) -> tuple[str, Path | None]:
-    """Return the token to serve with, and the file that holds it when it was not given by the environment.
+def find_tokens(folder: Path) -> tuple[dict[str, str], Path | None]:
+    """Return the tokens to serve with, by name, and the file that holds them when they were not given by the environment.
 
-    The file is `FOLDER/token`, readable by its owner alone; it is written on first use and read from then on.
+    The file is `FOLDER/token`, readable by its owner alone; it is written with one token on first use and read from then on. Each
+    line of it is `NAME TOKEN`, or a token alone, whose name is "token"; lines that begin with # are skipped.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
-        return _checked(given, f"the environment variable {VARIABLE}"), None
+        return {_UNNAMED: _checked(given, f"the environment variable {VARIABLE}")}, None
     path = folder / "token"
     if not path.exists():
         _generate(path)
+    return read_tokens(path), path
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """Return the tokens of a file by name; raises `SpecError`."""
     if path.stat().st_mode & 0o077:
         raise SpecError(f"{path}: other users can read the token; run `chmod 600 {path}`, or delete the file to get a new token")
-    return _checked(path.read_text().strip(), str(path)), path
+    tokens: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        where = f"{path}, line {number}"
+        if len(words) > 2:
+            raise SpecError(f"{where}: there are {len(words)} words; expected NAME TOKEN, or a token alone")
+        name = words[0] if len(words) == 2 else _UNNAMED
+        if name in tokens:
+            raise SpecError(f"{where}: there are two tokens named '{name}'; give each a name of its own")
+        tokens[name] = _checked(words[-1], where)
+    if not tokens:
+        raise SpecError(f"{path}: there is no token in it; delete the file to get a new one")
+    return tokens
 
 
 def digests(tokens: Mapping[str, str]) -> dict[str, str]:
@@ -45,19 +66,24 @@ def digests(tokens: Mapping[str, str]) -> dict[str, str]:
     return {name: _digest(token.encode()) for name, token in tokens.items()}
 
 
-def require(authorization: bytes | None, accepted: Mapping[str, str]) -> None:
-    """Refuse a request whose header `Authorization` shows none of the accepted tokens."""
-    if not accepts(authorization, accepted):
-        refuse(authorization)
+def require(authorization: bytes | None, accepted: Mapping[str, str]) -> str | None:
+    """Refuse a request whose header `Authorization` shows none of the accepted tokens; return the name of the one it shows."""
+    if not accepted:
+        return None
+    name = shown(authorization, accepted)
+    return refuse(authorization) if name is None else name
 
 
 def accepts(authorization: bytes | None, accepted: Mapping[str, str]) -> bool:
     """Whether one of the accepted tokens is shown; where there are none, all requests pass."""
-    if not accepted:
-        return True
-    shown = _digest(_token_of(authorization))
-    matches = [hmac.compare_digest(shown, digest) for digest in accepted.values()]  # each in constant time, and all of them
-    return any(matches)
+    return not accepted or shown(authorization, accepted) is not None
+
+
+def shown(authorization: bytes | None, accepted: Mapping[str, str]) -> str | None:
+    """The name of the accepted token that is shown, if one is."""
+    digest = _digest(_token_of(authorization))
+    matches = [(hmac.compare_digest(digest, own), name) for name, own in accepted.items()]  # each in constant time, and all
+    return next((name for matching, name in matches if matching), None)
 
 
 def refuse(authorization: bytes | None) -> NoReturn:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import Send
 
+JSON = "application/json"
 _SHOWN = 100  # characters of a found value that go back to the client
 
 
@@ -64,9 +65,9 @@ def response(error: RequestError) -> Response:
     return Response(error.body, error.status, error.headers, media_type="application/json")
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-    """Send a JSON answer with the two messages of ASGI, without an object in between."""
-    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def respond(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, media: str = JSON) -> None:
+    """Send an answer with the two messages of ASGI, without an object in between."""
+    head = [(b"content-type", media.encode()), (b"content-length", b"%d" % len(body))]
     head += [(key.encode(), value.encode()) for key, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from serve.arrow import MEDIA
 from serve.tensors import DATATYPES
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def model_part(artifact: Artifact, name: str, limits: LimitsSpec) -> dict[str, A
     paths = {
         base: {"get": _get("Inputs and outputs with their types and shapes", name, _object(name=_STRING, versions=_STRINGS))},
         f"{base}/ready": {"get": _get("Whether the model answers", name, _object(name=_STRING, ready={"type": "boolean"}))},
-        f"{base}/predict": {"post": _post("Predict rows", name, "Rows", "Predictions") | {"parameters": [_EXPLAIN]}},
+        f"{base}/predict": {"post": _also_arrow(_post("Predict rows", name, "Rows", "Predictions")) | {"parameters": [_EXPLAIN]}},
         f"{base}/infer": {"post": _post("Predict tensors (Open Inference Protocol)", name, "InferRequest", "InferResponse")},
     }
     return {"paths": paths, "schemas": schemas}
@@ -167,6 +168,13 @@ def _post(summary: str, name: str, request: str, answer: str) -> dict[str, Any]:
         "requestBody": _content("", _ref(f"{name}.{request}")) | {"required": True},
         "responses": {"200": _content("OK", _ref(f"{name}.{answer}")), **refusals},
     }
+
+
+def _also_arrow(post: dict[str, Any]) -> dict[str, Any]:
+    """An operation that also takes an Arrow IPC stream, and answers with one."""
+    for place in (post["requestBody"], post["responses"]["200"]):
+        place["content"] |= {MEDIA: {"schema": {"type": "string", "format": "binary"}}}
+    return post
 
 
 def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class Card(Frozen):
     """Digests of the tokens it accepts; none: it is open."""
     problem: str | None = None
     """Why the replica did not take over what it was last told to."""
+    replica: str = ""
+    """The id of the replica that says this."""
+    settled: str = ""
+    """The digest of the last `ReplicaConfig` that it took over, or refused with `problem`."""
 
 
 class Standing(Frozen):

@@ -20,9 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.errors import ArtifactError, InputError
 from serve import auth, openapi, tensors
-from serve.body import Body, Headers
-from serve.errors import RequestError, one_shape, respond
+from serve.arrow import MEDIA, stream_of, table_of
+from serve.body import Arriving, Body, Headers
+from serve.errors import JSON, RequestError, one_shape, respond
+from serve.meter import AccessLog, Asked, Meter
 from serve.overview import Card
+from serve.parsing import object_in, rows_in
 from serve.spec import LimitsSpec
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 # A child of Serve's logger, so that it writes into the log of the replica.
 logger = logging.getLogger("ray.serve.heliostat")
+
+Operation = Callable[[bytes, Asked], bytes]
 
 # A body is answered on the event loop up to this size and this time; the way to a thread and back takes longer than a few rows.
 _INLINE_BYTES = 16 * 1024
@@ -41,8 +46,9 @@ def build_app(
 ) -> ModelApp:
     """Return the ASGI application of one model; `tokens` are digests by name (`serve.auth.digests`), none: open to all.
 
-    The example rows kept in the Artifact are predicted once: an Artifact that cannot do that takes no request.
+    Raises `ArtifactError` when the Artifact does not answer its example rows as it did where it was made: it takes no request.
     """
+    artifact.check()
     pool = ThreadPoolExecutor(threads, "predict")
     return ModelApp(artifact, name, limits or LimitsSpec(), tokens or {}, pool, _inline_bytes(artifact))
 
@@ -51,7 +57,6 @@ def _inline_bytes(artifact: Artifact) -> int:
     """The size of a body that the event loop can answer itself, by the time that one row takes once everything is warm."""
     if not artifact.examples:
         return _INLINE_BYTES
-    artifact.predict_rows(artifact.examples)
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -68,10 +73,15 @@ class ModelApp:
         self, artifact: Artifact, name: str, limits: LimitsSpec, tokens: Mapping[str, str], pool: ThreadPoolExecutor, inline: int
     ) -> None:
         self.artifact, self.name, self.limits, self.tokens = artifact, name, limits, tokens
+        self.meter = Meter(name, artifact.version)
+        self.log: AccessLog | None = None
         self._pool, self._inline_bytes = pool, inline
         self._in_flight = 0
+        # Four bodies of the largest size, or any number of small ones, may be on their way here.
+        self._arriving = Arriving(max(64 << 20, 4 * limits.body_bytes))
+        self._version = {"x-model-version": artifact.version}
         base = f"/v2/models/{name}"
-        self._operations = {f"{base}/predict": self._predict, f"{base}/infer": self._infer}
+        self._operations: dict[str, Operation] = {f"{base}/predict": self._predict, f"{base}/infer": self._infer}
         self._part = openapi.model_part(artifact, name, limits)
         self._rest = _described(self, self._part)
 
@@ -85,89 +95,130 @@ class ModelApp:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        headers = Headers(scope)
-        body = Body(receive, headers)
+        asked, headers = Asked(), Headers(scope)
+        body = Body(receive, headers, self._arriving)
         operation = self._operations.get(scope["path"])
+        status, size = 200, 0
         try:
-            auth.require(headers.authorization, self.tokens)
-            query = scope.get("query_string")
-            if query and operation == self._predict and _explains(query):
-                operation = self._explain
+            asked.token = auth.require(headers.authorization, self.tokens)
             if operation is not None:
-                answer = await self._answer(operation, scope, headers, body)
+                operation = self._chosen(operation, scope, headers)
+                answer = await self._answer(operation, asked, scope, headers, body)
         except RequestError as error:
-            if error.status != HTTPStatus.REQUEST_TIMEOUT:
+            status = error.status
+            if status != HTTPStatus.REQUEST_TIMEOUT:
                 await body.drop()
-            await respond(send, error.status, error.body, error.headers)
+            await respond(send, status, error.body, {**self._version, **error.headers})
         except Exception:  # a bug of ours must not show the client a traceback
+            status = 500
             logger.exception("%s failed", scope["path"])
-            await respond(send, 500, RequestError.internal().body)
+            await respond(send, status, RequestError.internal().body, self._version)
         else:
-            if operation is not None:
-                await respond(send, 200, answer)
-            else:
+            if operation is None:
                 # Serve puts the application's prefix into root_path; the routes here are whole paths.
                 await self._rest({**scope, "root_path": ""}, receive, send)
+                return
+            size = len(answer)
+            await respond(send, 200, answer, self._version, media=MEDIA if operation == self._arrow else JSON)
+        finally:
+            body.close()
+        seconds = self.meter.count(operation.__name__.strip("_") if operation else "other", status, asked)
+        if self.log is not None:
+            self.log.write(
+                id=headers.request_id and headers.request_id.decode("latin-1")[:128],
+                model=self.name,
+                version=self.artifact.version,
+                method=scope["method"],
+                path=scope["path"][:256],
+                status=status,
+                ms=round(seconds * 1000, 3),
+                rows=asked.rows,
+                bytes=size,
+                token=asked.token,
+            )
 
-    async def _answer(self, operation: Callable[[bytes], bytes], scope: Scope, headers: Headers, body: Body) -> bytes:
-        """Answer within the limits on requests in flight, bytes and time."""
+    def _chosen(self, operation: Operation, scope: Scope, headers: Headers) -> Operation:
+        """The operation by what the request asks for and holds besides its path."""
+        query = scope.get("query_string")
+        explains = bool(query) and operation == self._predict and _explains(query or b"")
+        if headers.content_type == MEDIA.encode() and operation == self._predict:
+            if explains:
+                raise RequestError(422, "an Arrow stream cannot be explained", found="explain=true", expected="JSON")
+            return self._arrow
+        return self._explain if explains else operation
+
+    async def _answer(self, operation: Operation, asked: Asked, scope: Scope, headers: Headers, body: Body) -> bytes:
+        """Answer within the limits on requests in flight, bytes and time. A request is in flight once its body is here."""
         if scope["method"] != "POST":
             raise RequestError(405, f"{scope['method']} is not for this path", expected="POST", headers={"allow": "POST"})
-        if self._in_flight >= self.limits.in_flight:
-            raise RequestError(429, f"{self._in_flight} requests are in flight; try again", headers={"retry-after": "1"})
         if headers.encoded:
             raise RequestError(415, "the body is compressed", expected="JSON without a content-encoding")
-        self._in_flight += 1
         content: bytes | None = None
         try:
-            # Let the requests that arrived together with this one be counted before it is answered: as the answer does not
-            # wait for anything, there would otherwise never be two in flight, here and in what Serve scales by.
-            await asyncio.sleep(0)
             async with asyncio.timeout(self.limits.timeout_s):
                 content = await body.read(self.limits.body_bytes)
-                if len(content) < self._inline_bytes and operation != self._explain:
-                    return operation(content)
-                return await asyncio.get_running_loop().run_in_executor(self._pool, operation, content)
+                if self._in_flight >= self.limits.in_flight:
+                    raise RequestError(429, f"{self._in_flight} requests are in flight; try again", headers={"retry-after": "1"})
+                self._in_flight += 1
+                try:
+                    # Let the requests that arrived together with this one be counted before it is answered: as the answer does
+                    # not wait for anything, there would otherwise never be two in flight, here and in what Serve scales by.
+                    await asyncio.sleep(0)
+                    if len(content) < self._inline_bytes and operation != self._explain:
+                        return operation(content, asked)
+                    return await asyncio.get_running_loop().run_in_executor(self._pool, operation, content, asked)
+                finally:
+                    self._in_flight -= 1
         except TimeoutError:
             limit = f"{self.limits.timeout_s:g} s"
             if content is None:
                 raise RequestError(408, f"the body did not arrive within {limit}") from None
             raise RequestError(504, f"the answer took longer than {limit}") from None
-        finally:
-            self._in_flight -= 1
 
-    def _predict(self, body: bytes) -> bytes:
-        return self._predictions(self._answers(_rows(body)))
+    def _predict(self, body: bytes, asked: Asked) -> bytes:
+        return self._predictions(self._answers(rows_in(body), asked))
 
-    def _explain(self, body: bytes) -> bytes:
+    def _explain(self, body: bytes, asked: Asked) -> bytes:
         """`_predict` with what each column contributes, of as many rows as there is time for: what is begun is not broken off."""
         try:
             seconds = self.artifact.explaining.explain_s()
         except ArtifactError as error:
             raise RequestError(422, str(error), found="explain=true") from None
-        rows = _rows(body)
+        rows = rows_in(body)
         most = max(1, int(self.limits.timeout_s / max(seconds, 1e-9)))
         if len(rows) > most:
             expected = f"at most {most} rows"
             raise RequestError(413, "there are too many rows to explain in one request", found=len(rows), expected=expected)
-        return self._predictions(self._answers(rows, explain=True))
+        return self._predictions(self._answers(rows, asked, explain=True))
 
     def _predictions(self, answers: list[dict[str, Any]]) -> bytes:
         return orjson.dumps({"model": self.name, "version": self.artifact.version, "predictions": answers})
 
-    def _infer(self, body: bytes) -> bytes:
-        request = _parse(body)
+    def _infer(self, body: bytes, asked: Asked) -> bytes:
+        request = object_in(body)
         rows = tensors.rows_of(request, self.artifact.inputs)
-        return orjson.dumps(tensors.response(self.artifact, self.name, self._answers(rows), request))
+        return orjson.dumps(tensors.response(self.artifact, self.name, self._answers(rows, asked), request))
 
-    def _answers(self, rows: list[Any], **how: bool) -> list[dict[str, Any]]:
+    def _arrow(self, body: bytes, asked: Asked) -> bytes:
+        table = table_of(body, self.artifact, most_rows=self.limits.rows, most_bytes=self.limits.body_bytes)
+        asked.rows = len(table)
+        try:
+            answers = self.artifact.predict(table)
+        except InputError as error:
+            raise RequestError.of_input(error) from None
+        return stream_of(answers, model=self.name, version=self.artifact.version)
+
+    def _answers(self, rows: list[Any], asked: Asked, **how: bool) -> list[dict[str, Any]]:
         most = self.limits.rows
         if len(rows) > most:
             raise RequestError(413, "there are too many rows in one request", found=len(rows), expected=f"at most {most} rows")
+        asked.rows = len(rows)
         try:
-            return self.artifact.predict_rows(rows, **how) if rows else []
+            answers = self.artifact.predict_rows(rows, **how) if rows else []
         except InputError as error:
             raise RequestError.of_input(error) from None
+        asked.ignored = self.artifact.ignored(rows)
+        return answers
 
 
 def _explains(query: bytes) -> bool:
@@ -176,24 +227,6 @@ def _explains(query: bytes) -> bool:
     if wanted not in (["true"], ["false"]):
         raise RequestError(422, "the query parameter 'explain' is wrong", found=", ".join(wanted)[:80], expected="true or false")
     return wanted == ["true"]
-
-
-def _rows(body: bytes) -> list[Any]:
-    rows = _parse(body).get("rows")
-    if not isinstance(rows, list):
-        raise RequestError(422, "the body has no list under 'rows'", expected='{"rows": [{"column": value, ...}, ...]}')
-    return rows
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:  # as are NaN, infinities and invalid UTF-8
-        where = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(422, f"the body is not JSON: {error.msg} ({where})", expected="a JSON object") from None
-    if not isinstance(request, dict):
-        raise RequestError(422, "the body is JSON, but no object", expected="a JSON object")
-    return request
 
 
 def _described(model: ModelApp, part: dict[str, Any]) -> FastAPI:

@@ -14,7 +14,7 @@ import ray.serve
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from pipelines.errors import ClusterError
-from serve.directory import ROOT, ask_card
+from serve.directory import answering, ask_card
 
 _POLL_S: Final = 0.1
 _FAILED: Final = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
@@ -30,9 +30,25 @@ def wait_until_running(cpus: Mapping[str, float], *, deadline: float) -> None:
             if time.monotonic() > deadline:
                 raise ClusterError(f"'{name}' did not get ready in time: {_what_it_waits_for(need, application)}")
             time.sleep(_POLL_S)
-        card = ask_card(name) if name != ROOT else None
-        if card is not None and card.problem is not None:
-            raise ClusterError(f"'{name}' goes on with {card.version}: {card.problem}")
+
+
+def wait_until_settled(name: str, digest: str, *, deadline: float) -> None:
+    """Wait until each replica has taken over the `ReplicaConfig` of this digest; raises `ClusterError` when one refuses.
+
+    A handle cannot name the replica that it asks, so it is asked until each has said its word.
+    """
+    settled: set[str] = set()
+    while not (replicas := answering(name)) or replicas - settled:
+        card = ask_card(name)
+        if card is not None and card.settled == digest:
+            if card.problem is not None:
+                raise ClusterError(f"'{name}' goes on with {card.version}: {card.problem}")
+            if card.replica not in settled:
+                settled.add(card.replica)
+                continue
+        if time.monotonic() > deadline:
+            raise ClusterError(f"'{name}': {len(replicas - settled)} of {len(replicas)} replicas did not take over in time")
+        time.sleep(_POLL_S)
 
 
 def wait_until_reached(name: str, url: str, *, deadline: float) -> None:

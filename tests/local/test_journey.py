@@ -47,9 +47,9 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "HELIOSTAT_TOKEN": TOKEN}
 
 
-def heliostat(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(), timeout=240, check=False)
+def heliostat(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-m", "app", *words], environment() | variables
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=240, check=False)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -119,6 +119,7 @@ def test_serve_answers_what_batch_answers_and_ends_on_ctrl_c(done: dict[str, Any
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask(url, {"rows": rows}, token="another")
         assert refused.value.code == 401
+        swap_from_a_second_terminal(folder, done["run"], url, ready["address"], rows)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err[-2000:]
@@ -126,6 +127,24 @@ def test_serve_answers_what_batch_answers_and_ends_on_ctrl_c(done: dict[str, Any
         process.kill()
         process.wait()
     assert processes_of(process.pid) == []
+
+
+def swap_from_a_second_terminal(folder: Path, run: str, url: str, address: str, rows: list[Any]) -> None:
+    """The same run with a lower limit takes over, and goes again; then other clients may ask."""
+    swapped = heliostat(folder, "serve", run, "--set", "serve.limits.rows=5", "--address", address, "--json")
+    assert swapped.returncode == 0, swapped.stderr[-3000:]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(url, {"rows": rows})
+    assert refused.value.code == 413
+    back = heliostat(folder, "serve", "--rollback", "people", "--address", address, "--json")
+    assert json.loads(back.stdout) == {"model": "people", "version": run, "was": run}
+    assert len(ask(url, {"rows": rows})["predictions"]) == len(rows)
+    rotated = heliostat(folder, "serve", "--tokens", "--address", address, HELIOSTAT_TOKEN="the-token-after-it")
+    assert rotated.returncode == 0, rotated.stderr[-3000:]
+    assert ask(url, {"rows": rows[:1]}, token="the-token-after-it")["version"] == run
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(url, {"rows": rows})
+    assert refused.value.code == 401
 
 
 def test_ctrl_c_in_the_middle_of_training_leaves_no_process_and_no_run(folder: Path) -> None:

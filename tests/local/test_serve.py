@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.artifact import Artifact, write_manifest
+from pipelines.artifact import ANSWERS_FILE, Artifact, keep_answers, write_manifest
 from pipelines.errors import ArtifactError, ClusterError, SpecError
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.features.stats import NumberStatistics, StringStatistics
@@ -31,12 +34,15 @@ from pipelines.schema import Column, Schema, numbers
 from pipelines.spec import FeaturesSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
+from serve.arrow import MEDIA
 from serve.spec import ServeSpec
 from tests.local.conftest import wait_for
 
 pytestmark = pytest.mark.usefixtures("session")
 
+ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-enough-length"
+TOKENS = {"one": TOKEN}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ROW: dict[str, Any] = {"rooms": 4, "age": 31.5, "city": "Ulm"}
 COLUMNS = [
@@ -44,7 +50,12 @@ COLUMNS = [
     Column(name="age", type="float64", kind="numeric"),
     Column(name="city", type="string", kind="categorical", nullable=False),
 ]
-HOUSES = ServeSpec.model_validate({"replicas": {"min": 1, "max": 2}, "limits": {"body_mb": 8}})
+HOUSES = ServeSpec.model_validate(
+    {  # in seconds, for a short test; what settles in seconds settles in minutes too
+        "replicas": {"min": 1, "max": 2, "look_back_s": 2, "up_after_s": 2, "down_after_s": 12},
+        "limits": {"body_mb": 8},
+    }
+)
 OPEN = ServeSpec.model_validate({"replicas": {"min": 1, "max": 1}, "auth": "none"})
 
 
@@ -73,6 +84,7 @@ def make_artifact(path: Path, name: str, run: str, seed: int = 0) -> Path:
     folder.write_json("profile.json", {"rows": {}, "columns": columns, "target": {}, "examples": [ROW]})
     (path / "model").mkdir()
     LightGBM(booster).save(path / "model")
+    keep_answers(folder, name=name, run=run, model="lightgbm")
     write_manifest(folder, name=name, run=run, model="lightgbm")
     return path
 
@@ -89,14 +101,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(session: Any, artifacts: dict[str, Path]) -> Iterator[Any]:
     """Two models at once on one server."""
-    from serve import deploy, deployment
+    from serve import deploy
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(deployment, "LOOK_BACK_S", 2.0)  # for a short test; what settles in seconds settles in minutes too
     models = [("houses", str(artifacts["houses-1"]), HOUSES), ("flats", str(artifacts["flats-1"]), OPEN)]
-    yield deploy.serve_runs(models, port=free_port(), token=TOKEN)
+    yield deploy.serve_runs(models, port=free_port(), tokens=TOKENS)
     deploy.stop()
-    patch.undo()
 
 
 def free_port() -> int:
@@ -206,11 +215,11 @@ def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, ar
     path = str(artifacts["houses-1"])
     greedy = ServeSpec.model_validate({"cpus": 64})
     with pytest.raises(ClusterError, match=r"'greedy' did not get ready.*needs 64 CPU slots.*serve\.cpus"):
-        serve_runs([("greedy", path, greedy)], token=TOKEN, wait_s=2)
+        serve_runs([("greedy", path, greedy)], tokens=TOKENS, wait_s=2)
     with pytest.raises(ArtifactError, match="does not exist"):
-        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], token=TOKEN)
+        serve_runs([("missing", str(tmp_path / "nothing"), HOUSES)], tokens=TOKENS)
     with pytest.raises(SpecError, match="there is no token"):
-        serve_runs([("houses", path, HOUSES)])
+        serve_runs([("cottages", path, HOUSES)])  # what runs keeps its tokens
     with pytest.raises(ClusterError, match="did you mean 'houses'"):
         stop("house")
 
@@ -221,15 +230,161 @@ def test_what_cannot_be_served_is_said_and_leaves_the_rest_alone(server: Any, ar
 def test_a_new_version_takes_over_without_a_lost_request(server: Any, artifacts: dict[str, Path]) -> None:
     from serve.deploy import serve_runs
 
+    ready: list[int] = []
+
     def swap() -> None:
         time.sleep(0.5)
-        serve_runs([("houses", str(artifacts["houses-2"]), HOUSES)], token=TOKEN)
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(serve_runs, [("houses", str(artifacts["houses-2"]), HOUSES)], tokens=TOKENS)
+            while not swapping.done():
+                ready.append(answering_replicas())
+            swapping.result()
         time.sleep(0.5)
 
     answers = drive(server, connections=4, during=swap)
 
     assert set(answers) == {(200, "houses-1"), (200, "houses-2")}
+    assert min(ready) >= 1
     assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-2"
+
+
+def test_an_artifact_that_fails_its_check_never_takes_traffic(server: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """Neither where the command sees it, nor where only a replica does; new replicas start with what runs."""
+    from serve.deploy import _tell, serve_runs
+    from serve.directory import configs
+
+    broken = tmp_path / "houses-3"
+    shutil.copytree(artifacts["houses-1"], broken)
+    Folder.at(str(broken)).write_json(ANSWERS_FILE, [{"label": True, "probability": 0.123}])
+    write_manifest(Folder.at(str(broken)), name="houses", run="houses-3", model="lightgbm")
+    before = configs()["houses"]
+
+    def swap() -> None:
+        with pytest.raises(ArtifactError, match="answers its own example row 0 with"):
+            serve_runs([("houses", str(broken), HOUSES)])
+        assert configs()["houses"] == before
+        told = {"houses": before.followed_by(str(broken), HOUSES, before.tokens)}
+        with pytest.raises(ClusterError, match="'houses' goes on with houses-2: .* answers its own example row 0 with"):
+            _tell(told, configs(), deadline=time.monotonic() + 60)
+
+    assert set(drive(server, connections=2, during=swap)) == {(200, "houses-2")}
+    wait_for(lambda: configs()["houses"] == before, "what ran to be put back")
+
+
+def test_the_version_before_is_put_back_without_a_lost_request(server: Any) -> None:
+    from serve.deploy import roll_back
+
+    def back() -> None:
+        assert roll_back("houses") == ("houses-2", "houses-1")
+        time.sleep(0.5)
+
+    assert set(drive(server, connections=4, during=back)) == {(200, "houses-2"), (200, "houses-1")}
+    assert predict(server, {"rows": [ROW]}).headers["x-model-version"] == "houses-1"
+    with pytest.raises(ClusterError, match="'houses' has no earlier version to go back to"):
+        roll_back("houses")
+    with pytest.raises(ClusterError, match="did you mean 'houses'"):
+        roll_back("house")
+
+
+def test_an_artifact_that_breaks_its_clients_is_refused_unless_forced(
+    server: Any, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    from serve.deploy import roll_back, serve_runs
+
+    strict = tmp_path / "houses-4"
+    shutil.copytree(artifacts["houses-1"], strict)
+    folder = Folder.at(str(strict))
+    columns = [column.model_copy(update={"nullable": False}) for column in COLUMNS]
+    folder.write_json("schema.json", Schema(columns=columns).model_dump())
+    write_manifest(folder, name="houses", run="houses-4", model="lightgbm")
+
+    with pytest.raises(ArtifactError, match="houses-4 breaks what clients of houses-1 rely on; --force") as refused:
+        serve_runs([("houses", str(strict), HOUSES)])
+    assert refused.value.__notes__ == ["  column 'age' is required and was optional"]
+    assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-1"
+
+    serve_runs([("houses", str(strict), HOUSES)], force=True)
+    assert predict(server, {"rows": [ROW]}).json()["version"] == "houses-4"
+    roll_back("houses")
+
+
+def test_tokens_change_without_a_restart(server: Any) -> None:
+    from serve.deploy import change_tokens
+
+    before = replica_pids()
+    assert change_tokens({"desk": "the-token-of-the-desk", "shop": "the-token-of-the-shop"}) == ["houses"]
+
+    for token, status in [("the-token-of-the-desk", 200), ("the-token-of-the-shop", 200), (TOKEN, 401)]:
+        assert predict(server, {"rows": [ROW]}, headers={"Authorization": f"Bearer {token}"}).status_code == status
+    change_tokens(TOKENS)
+    assert predict(server, {"rows": [ROW]}).status_code == 200
+    assert replica_pids() == before
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="there is no Prometheus here (Debian's package)")
+def test_a_prometheus_sees_what_replicas_count(server: Any, tmp_path: Path) -> None:
+    """Its answers to what the dashboard asks for, from the port that Ray's agent opens on each node."""
+    import ray
+
+    targets = [f"127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    scrape = {"scrape_interval": "1s", "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": targets}]}]}
+    config = {"global": {"scrape_interval": scrape.pop("scrape_interval")}, **scrape}
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+    url = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    process = subprocess.Popen([*command, f"--web.listen-address={url}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def value(query: str) -> float | None:
+            with contextlib.suppress(httpx.HTTPError):
+                found = httpx.get(f"http://{url}/api/v1/query", params={"query": query}).json()["data"]["result"]
+                return float(found[0]["value"][1]) if found else None
+            return None
+
+        def asked() -> float | None:
+            predict(server, {"rows": [ROW, {**ROW, "more": 1}]})
+            predict(server, {"rows": [{}]})
+            return value('ray_heliostat_requests_total{model="houses", status="422"}')
+
+        wait_for(asked, "the first counts")
+        panels = json.loads((ROOT / "deploy/grafana.json").read_text())["panels"]
+        for query in [target["expr"] for panel in panels for target in panel["targets"]]:
+            plain = query.replace("$model", "houses").replace("$__rate_interval", "1m")
+            wait_for(lambda plain=plain: asked() and value(plain) is not None, plain)
+        assert value('ray_heliostat_version{model="houses", version="houses-1"}') == 1
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_each_request_has_an_id_that_stands_in_the_log(server: Any, session: Any) -> None:
+    response = predict(server, {"rows": [ROW] * 3}, headers={**BEARER, "x-request-id": "of-this-test"})
+    assert response.headers["x-request-id"] == "of-this-test"
+
+    def logged() -> dict[str, Any] | None:
+        lines = [
+            line for path in Path(session.log_dir).glob("serve/access_houses_*.jsonl") for line in path.read_text().splitlines()
+        ]
+        assert not any(TOKEN in line for line in lines)
+        return next((json.loads(line) for line in lines if '"of-this-test"' in line), None)
+
+    wait_for(logged, "its line")
+    found = logged()
+    assert found is not None
+    assert (found["status"], found["rows"], found["token"], found["version"]) == (200, 3, "one", "houses-1")
+
+
+def test_an_arrow_stream_is_answered_as_rows_are(server: Any) -> None:
+    rows = [{**ROW, "rooms": 1 + i % 8} for i in range(5000)]
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    response = predict(server, sink.getvalue().to_pybytes(), headers={**BEARER, "Content-Type": MEDIA})
+
+    assert response.status_code == 200
+    assert pa.ipc.open_stream(response.content).read_all().to_pylist() == predict(server, {"rows": rows}).json()["predictions"]
 
 
 def test_replicas_follow_the_load(server: Any) -> None:
@@ -296,12 +451,22 @@ def running(server: Any) -> int:
     return replicas
 
 
-def cpu_seconds() -> list[float]:
-    """The processor time of each replica of houses so far."""
+def answering_replicas() -> int:
+    from serve.directory import answering
+
+    return len(answering("houses"))
+
+
+def replica_pids() -> list[int]:
     from ray.serve.context import _get_global_client
 
     client = _get_global_client()
     assert client is not None
     replicas = client.get_serve_details()["applications"]["houses"]["deployments"]["model"]["replicas"]
-    stats = [Path(f"/proc/{replica['pid']}/stat").read_text().rpartition(")")[2].split() for replica in replicas]
+    return sorted(replica["pid"] for replica in replicas)
+
+
+def cpu_seconds() -> list[float]:
+    """The processor time of each replica of houses so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in replica_pids()]
     return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in stats]

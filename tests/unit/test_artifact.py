@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.artifact import Artifact, write_manifest
+from pipelines.artifact import ANSWERS_FILE, Artifact, keep_answers, write_manifest
 from pipelines.errors import ArtifactError, InputError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
@@ -86,9 +87,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target.write_json("schema.json", schema.model_dump())
     target.write_json("preprocessor.json", preprocessor.to_json())
     target.write_json("task.json", Task(type="binary", target="y", target_type="bool", classes=[False, True]).model_dump())
-    target.write_json("profile.json", {"rows": {}, "columns": {}, "target": {}, "examples": []})
+    target.write_json("profile.json", {"rows": {}, "columns": {}, "target": {}, "examples": plain(frame[:3])})
     (path / "model").mkdir()
     LightGBM(booster).save(path / "model")
+    keep_answers(target, name="houses", run="20260101-000000-abcd", model="lightgbm")
     write_manifest(target, name="houses", run="20260101-000000-abcd", model="lightgbm")
     return path
 
@@ -188,3 +190,28 @@ def test_the_manifest_names_every_file(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == files
+
+
+def test_an_artifact_knows_what_it_answered_where_it_was_made(folder: Path, tmp_path: Path) -> None:
+    kept = Folder.at(str(folder)).read_json(ANSWERS_FILE)
+    artifact = Artifact.load(str(folder))
+    artifact.check()
+    assert kept == artifact.predict_rows(plain(houses()[:3]))
+
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    other = [*kept[:2], {**kept[2], "probability": kept[2]["probability"] * 1.001}]
+    Folder.at(str(moved)).write_json(ANSWERS_FILE, other)
+    with pytest.raises(ArtifactError, match=r"answers\.json is not what was written"):
+        Artifact.load(str(moved))
+    write_manifest(Folder.at(str(moved)), name="houses", run="20260101-000000-abcd", model="lightgbm")
+
+    with pytest.raises(ArtifactError, match="answers its own example row 2 with"):
+        Artifact.load(str(moved)).check()
+
+
+def test_an_artifact_that_cannot_predict_its_examples_fails_its_check(folder: Path) -> None:
+    artifact = Artifact.load(str(folder), model=False)
+
+    with pytest.raises(ArtifactError, match="cannot predict its own example rows"):
+        artifact.check()

@@ -58,6 +58,12 @@ class FakeArtifact:
         self.contract = Contract(Schema(columns=COLUMNS))
         self.during: Callable[[], object] = lambda: None
 
+    def check(self) -> None:
+        self.predict_rows(self.examples)
+
+    def ignored(self, rows: list[Any]) -> int:
+        return self.contract.ignored(rows)
+
     def predict_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
         checked = self.contract.check_rows(rows)
         self.during()

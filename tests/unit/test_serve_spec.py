@@ -5,29 +5,36 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import SpecError
+from pipelines.schema import Column
+from pipelines.tasks import Task
 from serve import auth
+from serve.compatible import breaks
+from serve.config import KEPT, ReplicaConfig
 from serve.errors import RequestError
 from serve.port import port_holder
 from serve.spec import ServeSpec
 from serve.waiting import last_line
 
 TOKEN = "a-token-of-enough-length"
+TASK = Task(type="binary", target="y", target_type="bool", classes=[False, True])
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
     spec = ServeSpec()
 
     assert spec.model_dump() == {
-        "replicas": {"min": 1, "max": 4},
+        "replicas": {"min": 1, "max": 4, "look_back_s": 12, "up_after_s": 12, "down_after_s": 72},
         "cpus": 0.5,
         "batch": "auto",
         "auth": "token",
+        "access_log": True,
         "limits": {"body_mb": 16, "rows": 10_000, "in_flight": 64, "timeout_s": 10},
     }
     assert spec.limits.body_bytes == 16 * 1024 * 1024
@@ -38,6 +45,10 @@ def test_defaults_are_those_of_the_documentation() -> None:
     [
         {"replicas": {"min": 0}},
         {"replicas": {"min": 3, "max": 2}},
+        {"replicas": {"up_after_s": 5}},
+        {"replicas": {"down_after_s": 11}},
+        {"replicas": {"look_back_s": 20}},
+        {"replicas": {"look_back_s": 0.5}},
         {"cpus": 0},
         {"batch": "always"},
         {"auth": "basic"},
@@ -58,13 +69,14 @@ def test_what_cannot_be_served_is_refused(section: dict[str, Any]) -> None:
 def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(auth.VARIABLE, raising=False)
 
-    token, path = auth.find_token(tmp_path / "new")
-    again, _ = auth.find_token(tmp_path / "new")
+    tokens, path = auth.find_tokens(tmp_path / "new")
+    again, _ = auth.find_tokens(tmp_path / "new")
 
     assert path is not None
+    [token] = tokens.values()
     assert path.read_text() == token + "\n"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert again == token
+    assert again == tokens
     assert len(token) >= 32
     assert os.listdir(tmp_path / "new") == ["token"]
 
@@ -72,7 +84,7 @@ def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path, mon
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(auth.VARIABLE, TOKEN)
 
-    assert auth.find_token(tmp_path) == (TOKEN, None)
+    assert auth.find_tokens(tmp_path) == ({"token": TOKEN}, None)
     assert not list(tmp_path.iterdir())
 
 
@@ -81,17 +93,17 @@ def test_a_token_no_header_can_carry_is_refused(token: str, tmp_path: Path, monk
     monkeypatch.setenv(auth.VARIABLE, token)
 
     with pytest.raises(SpecError, match="HELIOSTAT_TOKEN.*expected at least 8 printable"):
-        auth.find_token(tmp_path)
+        auth.find_tokens(tmp_path)
 
 
 def test_a_token_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(auth.VARIABLE, raising=False)
-    _, path = auth.find_token(tmp_path)
+    _, path = auth.find_tokens(tmp_path)
     assert path is not None
     path.chmod(0o644)
 
     with pytest.raises(SpecError, match="chmod 600"):
-        auth.find_token(tmp_path)
+        auth.find_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +162,115 @@ pipelines.errors.ArtifactError: the artifact runs/x is damaged: model.txt is not
 """
     assert last_line(message) == "the artifact runs/x is damaged: model.txt is not what was written"
     assert last_line("no error\n  in it") == "no error in it"
+
+
+def test_a_file_may_name_several_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"# who may ask\n{TOKEN}\n\nshop  the-token-of-the-shop\n")
+    path.chmod(0o600)
+
+    assert auth.read_tokens(path) == {"token": TOKEN, "shop": "the-token-of-the-shop"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "there is no token in it"),
+        ("# nothing\n", "there is no token in it"),
+        ("shop short", "line 1: the token is too short"),
+        (f"shop {TOKEN}\nshop {TOKEN}2", "line 2: there are two tokens named 'shop'"),
+        (f"the shop {TOKEN}", "line 1: there are 3 words; expected NAME TOKEN"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_by_its_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(content)
+    path.chmod(0o600)
+
+    with pytest.raises(SpecError, match=message) as refused:
+        auth.read_tokens(path)
+    assert TOKEN not in str(refused.value)
+
+
+def test_the_token_that_is_shown_has_a_name() -> None:
+    accepted = auth.digests({"shop": TOKEN, "desk": "another-token"})
+
+    assert auth.require(f"Bearer {TOKEN}".encode(), accepted) == "shop"
+    assert auth.require(b"Bearer another-token", accepted) == "desk"
+    with pytest.raises(RequestError):
+        auth.require(b"Bearer a-third-token", accepted)
+
+
+# What was served before
+
+
+def config(artifact: str, *, tokens: dict[str, str] | None = None, **spec: Any) -> ReplicaConfig:
+    return ReplicaConfig(artifact=artifact, spec=ServeSpec.model_validate(spec), tokens=tokens or {"one": "digest"})
+
+
+def test_what_is_rolled_back_is_what_was_served_before_with_the_tokens_of_today() -> None:
+    second = config("a", limits={"rows": 5}).followed_by("b", ServeSpec(), {"two": "digest"})
+    third = second.followed_by("c", ServeSpec(), second.tokens)
+
+    assert third.rolled_back() == second
+    first = third.rolled_back().rolled_back()
+    assert (first.artifact, first.spec.limits.rows, first.tokens, first.history) == ("a", 5, {"two": "digest"}, [])
+
+
+def test_the_history_is_bounded_and_other_tokens_are_no_version() -> None:
+    now = config("0")
+    for number in range(1, 100):
+        now = now.followed_by(str(number), now.spec, now.tokens).with_tokens({"new": str(number)})
+
+    assert [past.artifact for past in now.history] == [str(number) for number in range(99 - KEPT, 99)]
+
+
+def test_no_token_opens_what_was_served_to_all_and_none_is_kept_for_it() -> None:
+    was_open = config("a", auth="none", tokens={})
+    assert was_open.followed_by("b", ServeSpec(), {"one": "digest"}).rolled_back().tokens == {}
+
+
+# Which Artifacts can follow each other
+
+
+def artifact_of(columns: list[Column], task: Task = TASK) -> Any:
+    return SimpleNamespace(inputs=columns, task=task)
+
+
+def column(name: str, type: Any = "int64", *, nullable: bool = True, text: Any = None) -> Column:
+    return Column(name=name, type=type, kind="numeric", nullable=nullable, text=text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        ([column("a")], [column("a")], None),
+        ([column("a"), column("b")], [column("a")], None),
+        ([column("a")], [column("a"), column("b")], None),
+        ([column("a", nullable=False)], [column("a")], None),
+        ([column("a", "int64")], [column("a", "float64")], None),
+        ([column("a", "float64")], [column("a", "float64", text="number")], None),
+        ([column("a")], [column("a"), column("b", nullable=False)], "column 'b' is required and was not read"),
+        ([column("a")], [column("a", nullable=False)], "column 'a' is required and was optional"),
+        ([column("a", "float64")], [column("a", "int64")], "column 'a' is integer and was number"),
+        ([column("a", "string")], [column("a", "int64")], "column 'a' is integer and was string"),
+        (
+            [column("a", "float64", text="number")],
+            [column("a", "float64")],
+            "texts in the form number were accepted, and are now refused",
+        ),
+        ([column("a", "timestamp", text="D/M/Y")], [column("a", "timestamp", text="M/D/Y")], "and are now in the form M/D/Y"),
+    ],
+)
+def test_what_clients_rely_on(old: list[Column], new: list[Column], difference: str | None) -> None:
+    found = breaks(artifact_of(old), artifact_of(new))
+
+    assert [difference in line for line in found] == [True] if difference else found == []
+
+
+def test_another_task_or_other_classes_break_clients() -> None:
+    value = Task(type="regression", target="y", target_type="float64")
+    other = Task(type="binary", target="y", target_type="string", classes=["no", "yes"])
+
+    assert breaks(artifact_of([]), artifact_of([], value)) == ["the task is regression and was binary"]
+    assert breaks(artifact_of([]), artifact_of([], other)) == ["the classes are no, yes and were False, True"]
