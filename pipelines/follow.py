@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.artifact import Artifact, write_manifest
+from pipelines.artifact import Artifact, keep_answers, write_manifest
 from pipelines.contract import Contract
 from pipelines.data.beside import weights_of
 from pipelines.data.files import File, find
@@ -176,6 +176,7 @@ class Learner:
             self.family(self.model.layout, self.model.weights, program=exported(network.eval(), rows)).save(Path(path))
             for one in Path(path).iterdir():
                 made.artifact.write_bytes(f"model/{one.name}", one.read_bytes())
+        keep_answers(made.artifact, name=self.spec.name, run=made.id, model=self.spec.model.type)
         write_manifest(made.artifact, name=self.spec.name, run=made.id, model=self.spec.model.type)
         task = artifact.task
         facts: dict[str, Any] = {
