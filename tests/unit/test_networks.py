@@ -398,3 +398,23 @@ def test_a_gpu_computes_in_bfloat16_where_it_can(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch, "autocast", lambda device, dtype: (device, dtype))
     assert training._precision() == ("cuda", torch.bfloat16)
+
+
+def test_a_compiled_network_takes_the_steps_of_one_that_is_not(
+    unexported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile = torch.compile
+    compiled: list[Any] = []
+
+    def captured(network: Any) -> Any:
+        compiled.append(network)
+        return compile(network, backend="eager")  # what is captured, without a C++ compiler
+
+    monkeypatch.setattr(torch, "compile", captured)
+    found = []
+    for wanted in (False, True):
+        run = run_of(tmp_path)
+        run.compile = wanted
+        trained(TabM, run, epochs=1, dropout=0.0)
+        found.append(run.logged[-1][1]["valid"]["logloss"])
+    assert len(compiled) == 1 and found[0] == pytest.approx(found[1], abs=1e-5)
