@@ -35,7 +35,14 @@ def table_of(body: bytes, artifact: Artifact, *, most_rows: int, most_bytes: int
                 batch.validate(full=True)
                 batches.append(batch)
             table = pa.Table.from_batches(batches, reader.schema)
-    except (pa.ArrowException, OSError, ValueError, struct.error, OverflowError, IndexError) as error:  # as pyarrow happens to say it
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        struct.error,
+        OverflowError,
+        IndexError,
+    ) as error:  # as pyarrow happens to say it
         message = " ".join(str(error).split())[:200]
         raise RequestError(422, f"the body is no Arrow IPC stream: {message}", expected=MEDIA) from None
     return _columns(table, artifact, most_bytes)

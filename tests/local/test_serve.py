@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import re
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -32,11 +34,13 @@ from pipelines.schema import Column, Schema, numbers
 from pipelines.spec import FeaturesSpec
 from pipelines.storage import Folder
 from pipelines.tasks import Task
+from serve.arrow import MEDIA
 from serve.spec import ServeSpec
 from tests.local.conftest import wait_for
 
 pytestmark = pytest.mark.usefixtures("session")
 
+ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-enough-length"
 TOKENS = {"one": TOKEN}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -313,6 +317,72 @@ def test_tokens_change_without_a_restart(server: Any) -> None:
     change_tokens(TOKENS)
     assert predict(server, {"rows": [ROW]}).status_code == 200
     assert replica_pids() == before
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="there is no Prometheus here (Debian's package)")
+def test_a_prometheus_sees_what_replicas_count(server: Any, tmp_path: Path) -> None:
+    """Its answers to what the dashboard asks for, from the port that Ray's agent opens on each node."""
+    import ray
+
+    targets = [f"127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    scrape = {"scrape_interval": "1s", "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": targets}]}]}
+    config = {"global": {"scrape_interval": scrape.pop("scrape_interval")}, **scrape}
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+    url = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    process = subprocess.Popen([*command, f"--web.listen-address={url}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def value(query: str) -> float | None:
+            with contextlib.suppress(httpx.HTTPError):
+                found = httpx.get(f"http://{url}/api/v1/query", params={"query": query}).json()["data"]["result"]
+                return float(found[0]["value"][1]) if found else None
+            return None
+
+        def asked() -> float | None:
+            predict(server, {"rows": [ROW, {**ROW, "more": 1}]})
+            predict(server, {"rows": [{}]})
+            return value('ray_heliostat_requests_total{model="houses", status="422"}')
+
+        wait_for(asked, "the first counts")
+        panels = json.loads((ROOT / "deploy/grafana.json").read_text())["panels"]
+        for query in [target["expr"] for panel in panels for target in panel["targets"]]:
+            plain = query.replace("$model", "houses").replace("$__rate_interval", "1m")
+            wait_for(lambda plain=plain: asked() and value(plain) is not None, plain)
+        assert value('ray_heliostat_version{model="houses", version="houses-1"}') == 1
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_each_request_has_an_id_that_stands_in_the_log(server: Any, session: Any) -> None:
+    response = predict(server, {"rows": [ROW] * 3}, headers={**BEARER, "x-request-id": "of-this-test"})
+    assert response.headers["x-request-id"] == "of-this-test"
+
+    def logged() -> dict[str, Any] | None:
+        lines = [
+            line for path in Path(session.log_dir).glob("serve/access_houses_*.jsonl") for line in path.read_text().splitlines()
+        ]
+        assert not any(TOKEN in line for line in lines)
+        return next((json.loads(line) for line in lines if '"of-this-test"' in line), None)
+
+    wait_for(logged, "its line")
+    found = logged()
+    assert found is not None
+    assert (found["status"], found["rows"], found["token"], found["version"]) == (200, 3, "one", "houses-1")
+
+
+def test_an_arrow_stream_is_answered_as_rows_are(server: Any) -> None:
+    rows = [{**ROW, "rooms": 1 + i % 8} for i in range(5000)]
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    response = predict(server, sink.getvalue().to_pybytes(), headers={**BEARER, "Content-Type": MEDIA})
+
+    assert response.status_code == 200
+    assert pa.ipc.open_stream(response.content).read_all().to_pylist() == predict(server, {"rows": rows}).json()["predictions"]
 
 
 def test_replicas_follow_the_load(server: Any) -> None:
