@@ -67,7 +67,7 @@ def serve_runs(
     `force`, before anything is touched, and `ClusterError` when a model does not get ready in time; what ran is then put back.
     """
     _quiet()
-    running = configs() if details() is not None else {}
+    running = configs()
     wanted = {}
     for name, artifact, spec in artifacts:
         location = artifact if "://" in artifact else os.path.abspath(artifact)
@@ -90,7 +90,7 @@ def serve_runs(
 def roll_back(name: str, *, wait_s: float = 60.0) -> tuple[str, str]:
     """Put back what a model was served with before; return the ids of the run that answered and of the one that answers now."""
     _quiet()
-    running = configs() if details() is not None else {}
+    running = configs()
     if name not in running:
         raise ClusterError(f"no model '{name}' is served here{did_you_mean(name, running)}")
     now = running[name]
@@ -109,7 +109,7 @@ def roll_back(name: str, *, wait_s: float = 60.0) -> tuple[str, str]:
 def change_tokens(tokens: Mapping[str, str], *, wait_s: float = 60.0) -> list[str]:
     """Let every running model that asks for tokens accept these, by name, and no others; return the names of the models."""
     _quiet()
-    running = configs() if details() is not None else {}
+    running = configs()
     asking = {name: config for name, config in running.items() if config.spec.auth == "token"}
     accepted = auth.digests(tokens)
     changed = {name: config.with_tokens(accepted) for name, config in asking.items() if config.tokens != accepted}

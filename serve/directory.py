@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import ray.serve
 from ray.exceptions import RayError
 from ray.serve._private.common import ReplicaState
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
+from ray.serve.schema import ServeInstanceDetails
 
 from serve.config import ReplicaConfig
 from serve.overview import Card, Standing
@@ -45,21 +46,22 @@ def details() -> ServeInstanceDetails | None:
 
 def configs() -> dict[str, ReplicaConfig]:
     """Return what each model's replicas were last told."""
-    found = {name: _model(name) for name in ray.serve.status().applications}
-    told = {name: model.deployment_config.user_config for name, model in found.items() if model is not None}
+    told = {name: model["deployment_config"].get("user_config") for name, model in _models().items()}
     return {name: ReplicaConfig.model_validate(config) for name, config in told.items() if config}
 
 
 def answering(name: str) -> set[str]:
     """Return the ids of the replicas that answer for a model."""
-    model = _model(name)
-    return {replica.replica_id for replica in model.replicas if replica.state in _ANSWERING} if model else set()
+    model = _models().get(name, {"replicas": []})
+    return {replica["replica_id"] for replica in model["replicas"] if replica["state"] in _ANSWERING}
 
 
-def _model(name: str) -> DeploymentDetails | None:
-    found = details()
-    application = found.applications.get(name) if found else None
-    return application.deployments.get(MODEL) if application else None
+def _models() -> dict[str, dict[str, Any]]:
+    """What the controller knows of each model; as it says it, for Serve's own classes cannot be made in two threads at once."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    applications = client.get_serve_details()["applications"] if client else {}
+    found = {name: (application.get("deployments") or {}).get(MODEL) for name, application in applications.items()}
+    return {name: model for name, model in found.items() if model}
 
 
 def ask_card(name: str) -> Card | None:

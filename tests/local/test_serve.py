@@ -266,7 +266,7 @@ def test_an_artifact_that_fails_its_check_never_takes_traffic(server: Any, artif
             _tell(told, configs(), deadline=time.monotonic() + 60)
 
     assert set(drive(server, connections=2, during=swap)) == {(200, "houses-2")}
-    assert configs()["houses"] == before
+    wait_for(lambda: configs()["houses"] == before, "what ran to be put back")
 
 
 def test_the_version_before_is_put_back_without_a_lost_request(server: Any) -> None:
