@@ -53,7 +53,7 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Measur
     return Measured(seconds, peak.mb, peak.processes, json.loads(out))
 
 
-def alternate(module: str, sides: Sequence[str], repeat: int, **places: Path) -> dict[str, list[Measured]]:
+def alternate(module: str, sides: Sequence[str], repeat: int, **places: Path | float) -> dict[str, list[Measured]]:
     """Run the sides of a benchmark in turn as `python -m MODULE --side SIDE`, at one priority: Ray lowers its workers'."""
     words = [word for name, place in places.items() for word in (f"--{name}", str(place))]
     found: dict[str, list[Measured]] = {name: [] for name in sides}

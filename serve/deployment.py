@@ -25,7 +25,6 @@ from serve.overview import Standing, build_root
 from serve.routes import ModelApp, build_app, logger
 from serve.spec import ServeSpec
 
-LOOK_BACK_S = 12.0  # Serve will demand more than its interval of 10 s
 # Read by the process of a replica when it starts, so they hold on a Ray that someone else started too.
 _ENVIRONMENT = {
     # Requests in flight are counted 50 times in the look-back window, not 5, and told each second, not each tenth.
@@ -93,16 +92,15 @@ def root_application() -> ray.serve.Application:
 def _scaling(spec: ServeSpec) -> dict[str, Any]:
     """Follow the requests in flight.
 
-    One request after the other is answered, so a few in flight on average are a busy replica: 4 are 80 % of its time. A delay
-    shorter than the window that is looked back on would decide on load from before the last decision, and oscillate.
+    One request after the other is answered, so a few in flight on average are a busy replica: 4 are 80 % of its time.
     """
     config = AutoscalingConfig(
         min_replicas=spec.replicas.min,
         max_replicas=spec.replicas.max,
         target_ongoing_requests=max(1.0, spec.limits.in_flight / 16),
-        look_back_period_s=LOOK_BACK_S,
-        upscale_delay_s=LOOK_BACK_S,
-        downscale_delay_s=6 * LOOK_BACK_S,
+        look_back_period_s=spec.replicas.look_back_s,
+        upscale_delay_s=spec.replicas.up_after_s,
+        downscale_delay_s=spec.replicas.down_after_s,
     )
     return {"autoscaling_config": config}
 

@@ -16,11 +16,24 @@ class ReplicasSpec(Frozen):
     """Replicas kept ready without any load."""
     max: Annotated[int, Field(ge=1, le=1000)] = 4
     """Replicas at the most."""
+    look_back_s: Annotated[float, Field(ge=1, le=3600)] = 12
+    """Seconds over which the requests in flight are averaged; later versions of Serve will demand more than 10."""
+    up_after_s: Annotated[float, Field(gt=0, le=3600)] = 12
+    """Seconds that the load must ask for more replicas before they come."""
+    down_after_s: Annotated[float, Field(gt=0, le=86_400)] = 72
+    """Seconds that the load must ask for fewer replicas before they go."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicasSpec:
         if self.max < self.min:
             raise ValueError(f"max is {self.max}, which is less than min, {self.min}; make max at least min")
+        for name in ("up_after_s", "down_after_s"):
+            # Else a decision rests on load from before the one before it, and the number of replicas swings.
+            if (delay := getattr(self, name)) < self.look_back_s:
+                least = f"look_back_s, {self.look_back_s:g}"
+                raise ValueError(
+                    f"{name} is {delay:g}, which is less than {least}; make it at least as long, or replicas come and go"
+                )
         return self
 
 

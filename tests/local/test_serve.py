@@ -50,7 +50,12 @@ COLUMNS = [
     Column(name="age", type="float64", kind="numeric"),
     Column(name="city", type="string", kind="categorical", nullable=False),
 ]
-HOUSES = ServeSpec.model_validate({"replicas": {"min": 1, "max": 2}, "limits": {"body_mb": 8}})
+HOUSES = ServeSpec.model_validate(
+    {  # in seconds, for a short test; what settles in seconds settles in minutes too
+        "replicas": {"min": 1, "max": 2, "look_back_s": 2, "up_after_s": 2, "down_after_s": 12},
+        "limits": {"body_mb": 8},
+    }
+)
 OPEN = ServeSpec.model_validate({"replicas": {"min": 1, "max": 1}, "auth": "none"})
 
 
@@ -96,14 +101,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(session: Any, artifacts: dict[str, Path]) -> Iterator[Any]:
     """Two models at once on one server."""
-    from serve import deploy, deployment
+    from serve import deploy
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(deployment, "LOOK_BACK_S", 2.0)  # for a short test; what settles in seconds settles in minutes too
     models = [("houses", str(artifacts["houses-1"]), HOUSES), ("flats", str(artifacts["flats-1"]), OPEN)]
     yield deploy.serve_runs(models, port=free_port(), tokens=TOKENS)
     deploy.stop()
-    patch.undo()
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     spec = ServeSpec()
 
     assert spec.model_dump() == {
-        "replicas": {"min": 1, "max": 4},
+        "replicas": {"min": 1, "max": 4, "look_back_s": 12, "up_after_s": 12, "down_after_s": 72},
         "cpus": 0.5,
         "batch": "auto",
         "auth": "token",
@@ -45,6 +45,10 @@ def test_defaults_are_those_of_the_documentation() -> None:
     [
         {"replicas": {"min": 0}},
         {"replicas": {"min": 3, "max": 2}},
+        {"replicas": {"up_after_s": 5}},
+        {"replicas": {"down_after_s": 11}},
+        {"replicas": {"look_back_s": 20}},
+        {"replicas": {"look_back_s": 0.5}},
         {"cpus": 0},
         {"batch": "always"},
         {"auth": "basic"},
