@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from serve.routes import build_app
 from tests.unit.test_requests import trained
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install 'heliostat[fuzz]'")
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 
 @pytest.fixture(scope="module")
