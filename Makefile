@@ -28,10 +28,11 @@ lint: setup ## format, lint and types
 test: lint servers ## set-up, lint, then all tests; what CI runs
 	$(BIN)/python -m pytest tests
 
-servers: setup $(VENV)/s3/.complete ## what tests of sources talk to: PostgreSQL (Debian's, if root may install it), an S3 server
-	@test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } || \
-	echo "PostgreSQL cannot be installed here: its tests are skipped" >&2
+servers: setup $(VENV)/s3/.complete ## what tests talk to: PostgreSQL and Prometheus (Debian's, if root may install them), an S3 server
+	@{ test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" && command -v prometheus >/dev/null; } || \
+	test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql prometheus >/dev/null; } || \
+	echo "PostgreSQL or Prometheus cannot be installed here: their tests are skipped" >&2
 
 format: setup ## put the code in order
 	$(BIN)/ruff check --fix-only .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,17 @@ def test_two_ranks_that_go_on_end_with_the_bits_of_an_undisturbed_fit(
     assert sorted(path.name for path in resumed.iterdir() if path.is_dir()) == ["26", "32"]
     assert (resumed / "32/weights.safetensors").read_bytes() == (whole / "32/weights.safetensors").read_bytes()
     assert again["logged"][0] == told["logged"][0]
+
+
+def test_a_fit_goes_on_with_another_number_of_ranks_and_another_strategy(folder: Path, undisturbed: dict[str, State]) -> None:
+    told, whole = undisturbed["fsdp"]
+    shutil.copytree(whole, folder / "tabm-ddp-1", ignore=shutil.ignore_patterns("resumed"))
+
+    again, resumed = started(folder, "tabm", "ddp", 1, resume=EVERY)
+
+    assert sorted(path.name for path in resumed.iterdir() if path.is_dir()) == ["26", "32"]
+    last = again["logged"][0][-1][1]["valid"]["auc"]
+    assert last == pytest.approx(told["logged"][0][-1][1]["valid"]["auc"], abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp"])

@@ -238,6 +238,17 @@ def test_a_row_that_weighs_nothing_teaches_nothing(unexported: None, tmp_path: P
     assert found[0] == found[1]
 
 
+def test_a_class_that_weighs_more_is_answered_more(unexported: None, tmp_path: Path) -> None:
+    found = []
+    for weights in (None, [1.0, 20.0]):
+        run = run_of(tmp_path)
+        run.class_weights = weights
+        model = trained(MLP, run, epochs=2, early_stopping=None)
+        assert model is not None
+        found.append(scores(model, matrix_of()[0]).mean())
+    assert found[1] > found[0] + 0.5
+
+
 def test_a_run_that_continues_starts_from_the_weights(unexported: None, tmp_path: Path) -> None:
     first = run_of(tmp_path)
     parent = trained(MLP, first, epochs=8, learning_rate=0.01)
