@@ -7,6 +7,7 @@ off does not. Ray waits 600 s for such an answer; `train.worker_timeout_s` repla
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any, Final
@@ -25,6 +26,7 @@ from pipelines.training.lost import Lost, is_symptom
 LEFT_S: Final = 300.0
 """How long ranks may go on after another one has ended: the last model may still be under way to the store."""
 BEAT_S: Final = 2.0
+TELL_S: Final = 10.0
 GRACE_S: Final = 3.0
 """How long to wait for the death behind a broken connection."""
 
@@ -87,7 +89,7 @@ class Watch(ControllerCallback, WorkerGroupCallback):
             lost = (
                 Lost("a worker that was starting", "died", text) if died else Lost("a worker", "failed", f"did not start: {text}")
             )
-            self._tell({"lost": [lost]})
+            self._tell_surely({"lost": [lost]})
             if self._failed_starts > self._max_failures:
                 raise error
 
@@ -131,10 +133,15 @@ class Watch(ControllerCallback, WorkerGroupCallback):
         return Lost(f"rank {rank} (pid {at.pid} on {at.hostname})", how, text, pid=at.pid, node=at.node_id)
 
     def _end(self, lost: list[Lost]) -> None:
-        self._tell({"lost": lost})
+        self._tell_surely({"lost": lost})
         self._told = True
         for worker in self._workers:
             ray.kill(worker.actor)
 
     def _tell(self, entry: dict[str, Any]) -> None:
         self._rendezvous.report.remote(entry)
+
+    def _tell_surely(self, entry: dict[str, Any]) -> None:
+        """Before the fit can end: the driver hears nothing that comes later."""
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver is told by the rendezvous's own end then
+            ray.get(self._rendezvous.report.remote(entry), timeout=TELL_S)

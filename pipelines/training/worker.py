@@ -70,7 +70,9 @@ class RayTrain:
         ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=mode)
 
     def refuse(self, why: str) -> None:
-        self.rendezvous.report.remote({"refused": why})
+        import ray
+
+        ray.get(self.rendezvous.report.remote({"refused": why}))  # the driver hears nothing that comes after the fit's end
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,7 @@ def train_loop(config: dict[str, Job]) -> None:
     try:
         family.fit(family.Params.model_validate(job.params), job.task, worker)
     except UserError as error:  # would be the same at each new start
-        job.rendezvous.report.remote({"refused": str(error), "at_once": True})
+        ray.get(job.rendezvous.report.remote({"refused": str(error), "at_once": True}))
         raise
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import lightgbm as lgb
 import pyarrow as pa
 
+from pipelines.errors import DataError
 from pipelines.models.boosting import LightGBM, LightGBMParams
 from pipelines.spec import Frozen
 from pipelines.tasks import Task
@@ -24,7 +25,7 @@ from pipelines.training.worker import Worker
 
 class FaultyParams(LightGBMParams):
     accident: str
-    """kill | stop | abort | port | leave | alone (no accident: it trains slowly while it is alone)"""
+    """kill | stop | abort | port | leave | refuse | alone (no accident: it trains slowly while it is alone)"""
     at: int = 0
     """The step: at the first evaluation from there on, or before the first round."""
     rank: int = 1
@@ -104,5 +105,7 @@ def _happen(params: FaultyParams) -> None:
             lgb.Dataset(pa.table({"x": ["a", "b"]})).construct()  # LightGBM aborts the process on columns of text
         case "leave":
             raise Leaving
+        case "refuse":
+            raise DataError("this data cannot be learned from")
         case _:
             raise AssertionError(params.accident)

@@ -241,6 +241,16 @@ def test_the_workers_start_again_and_end_with_the_whole_model(
     assert booster_of(done).current_iteration() == 20 and root_count(done) == done.record["rows"]["train"]
 
 
+def test_a_worker_that_refuses_the_data_ends_the_fit_at_once(data: Path, store: Path, tmp_path: Path) -> None:
+    noting = Noting()
+
+    with pytest.raises(DataError, match=r"^this data cannot be learned from"):
+        trained(accident(data, store, "refuse", tmp_path / "happened", again=True, max_failures=3), noting)
+
+    assert noting.notes == []  # nobody was lost, and nobody was started again
+    wait_for(lambda: not train_workers(), "the other worker's end", 20)
+
+
 def test_ranks_that_wait_for_one_another_are_told_so() -> None:
     rendezvous = Rendezvous.remote()  # type: ignore[attr-defined]
     assert ray.get([rendezvous.gather.remote("a", "first", rank, 2, rank) for rank in (0, 1)]) == [[0, 1], [0, 1]]

@@ -181,7 +181,7 @@ def test_ctrl_c_in_the_middle_of_training_leaves_no_process_and_no_run(folder: P
         (["run", "people.yaml", "--set", "data.source=nowhere"], 2, "data.source: 'nowhere' does not exist"),
         (["evaluate", "people@latets"], 2, "'people@latets' is no run"),
         (["evaluate", "persons@latest"], 2, "there is no complete run of 'persons'"),
-        (["tune", "people.yaml"], 2, "not yet"),
+        (["tune", "people.yaml"], 2, "tune: the Spec says nothing of a search; add tune.space"),
         (["run", "people.yaml", "--set", "evaluate.require={auc: 0.9999}"], 3, "evaluate.require wants at least 0.9999"),
     ],
 )
