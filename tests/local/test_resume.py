@@ -82,7 +82,7 @@ def train_while(spec: PipelineSpec, happens: Callable[[], None], step: int) -> R
 
     def wait() -> None:
         try:
-            wait_for(reached, f"step {step}")
+            wait_for(reached, f"step {step}", 240)
             happens()
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
