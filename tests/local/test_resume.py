@@ -143,7 +143,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -169,7 +169,7 @@ def interrupted(folder: Path, number: int, at: int = 60) -> Path:
     """Start a command, send it a signal once it has trained, and return the folder of its run."""
     process = start(folder, "train", "people.yaml")
     children = psutil.Process(process.pid)
-    wait_for(lambda: any(step_of(file) >= at for file in folder.glob("runs/people/*/metrics.jsonl")), f"step {at}", 180)
+    wait_for(lambda: any(step_of(file) >= at for file in folder.glob("runs/people/*/metrics.jsonl")), f"step {at}", 300)
     below = children.children(recursive=True)
     process.send_signal(number)
     code, _, err = ended(process)
