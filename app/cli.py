@@ -162,9 +162,7 @@ def train_spec(
 @command("tune")
 def tune_spec(
     specs: NewSpecs = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted search instead.", show_default=False)
-    ] = None,
+    resume: Resume = None,
     address: Address = None,
     store: Store = None,
     sets: Sets = None,

@@ -8,7 +8,6 @@ weights and the names of all files so far in one: what is killed goes on with th
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ import pyarrow.parquet as pq
 
 from pipelines.artifact import Artifact, keep_answers, write_manifest
 from pipelines.contract import Contract
-from pipelines.data.beside import weights_of
 from pipelines.data.files import File, find
-from pipelines.data.prepared import WEIGHT, Shard, Shards, to_table
+from pipelines.data.prepared import Shard, Shards, to_table
 from pipelines.data.read import Counts
 from pipelines.data.source import Source
+from pipelines.data.writing import beside_of
 from pipelines.errors import DataError, SpecError
 from pipelines.explain import checked
 from pipelines.notation import to_yaml
@@ -37,7 +36,7 @@ from pipelines.runs import Begun, Run, versions
 from pipelines.scoring import reader_for
 from pipelines.spec import PipelineSpec, SplitSpec
 from pipelines.storage import Folder, to_json
-from pipelines.training.worker import STATE, Start, Worker, last_checkpoint
+from pipelines.training.worker import STATE, Start, Worker, cores, last_checkpoint
 
 LOOK_S: Final = 1.0
 """Between two looks at the folder; a file that has not changed between them is complete."""
@@ -206,8 +205,8 @@ class Learner:
             for unit in source.units:
                 for block in reader.blocks(unit, counts):
                     matrix = artifact.matrix(block.table)
-                    beside = {WEIGHT: weights_of(block.table, task.weight, unit)} if task.weight else {}
-                    table: pa.Table = to_table([*matrix.T, task.encode(block.table[task.target])], beside)
+                    columns = [*matrix.T, task.encode(block.table[task.target])]
+                    table: pa.Table = to_table(columns, beside_of(block.table, task, unit))
                     if writer is None:
                         writer = pq.ParquetWriter(folder / "train/0.parquet", table.schema)
                         pq.write_table(table, folder / "sample.parquet")
@@ -222,12 +221,11 @@ class Learner:
         return Shards(Folder.at(str(folder)), artifact.preprocessor.features, {"train": shards, "valid": [], "test": []})
 
     def _worker(self, shards: Shards) -> Online:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         start = Start(self.model, 0, {})
         return Online(
             rank=0,
             size=1,
-            threads=threads,
+            threads=cores(),
             checkpoint_every=1 << 60,
             shards=shards,
             start=start,

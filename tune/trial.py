@@ -209,10 +209,7 @@ class Fitting:
             reporter=self,
             shared=self._shared,
         )
-        if worker.start is not None:
-            worker.logged += worker.start.state.get("logged", [])
-            for entry in worker.logged:
-                self.log(entry)
+        worker.tell_again()
         family.fit(family.Params.model_validate(job.model.params), task, worker)
 
     def _with_workers(self, task: Task, shards: Shards) -> None:

@@ -30,7 +30,6 @@ from pipelines.storage import Folder
 TARGET: Final = "__target__"
 WEIGHT: Final = "__weight__"
 GROUP: Final = "__group__"
-BUCKET_SALT: Final = 0xB0C4E7
 SAMPLE_GROUPS: Final = 16
 """Row groups of a rank that a sample of its targets is taken from, at most."""
 

@@ -53,6 +53,16 @@ class Encodings:
         return cls(dictionary, compression)
 
 
+def beside_of(table: pa.Table, task: Task, unit: Unit) -> dict[str, np.ndarray[Any, Any]]:
+    """What stands beside the features of canonical rows, by its column in the shards."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    if task.weight is not None:
+        found[WEIGHT] = weights_of(table, task.weight, unit)
+    if task.group is not None:
+        found[GROUP] = groups_of(table, task.group, unit)
+    return found
+
+
 class Placed(NamedTuple):
     """The shards that a unit yielded of a bucket."""
 
@@ -81,7 +91,7 @@ class WriteShards:
             for block in blocks:
                 folds = block.places if self.fitted and self.preprocessor.cross_fitted else None
                 columns = [*self.preprocessor.transform(block.table, folds), self.task.encode(block.table[self.task.target])]
-                beside = self._beside(block, unit)
+                beside = beside_of(block.table, self.task, unit)
                 places = block.split.astype(np.int16) * self._buckets + self._bucket(block)
                 order, ends = grouped(places, len(SPLITS) * self._buckets)
                 for place, (start, end) in enumerate(pairwise(ends)):
@@ -104,14 +114,6 @@ class WriteShards:
         for (split, bucket), writer in sorted(writers.items()):
             runs = np.concatenate(queries[split, bucket]) if (split, bucket) in queries else None
             found.setdefault(SPLITS[split], []).append(Placed(bucket, writer.shards, runs))
-        return found
-
-    def _beside(self, block: Block, unit: Unit) -> dict[str, np.ndarray[Any, Any]]:
-        found: dict[str, np.ndarray[Any, Any]] = {}
-        if self.task.weight is not None:
-            found[WEIGHT] = weights_of(block.table, self.task.weight, unit)
-        if self.task.group is not None:
-            found[GROUP] = groups_of(block.table, self.task.group, unit)
         return found
 
     @property

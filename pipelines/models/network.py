@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pipelines.data.prepared import Shards
     from pipelines.training.worker import Worker
 
-Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
-
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "weights.safetensors"
 TRAINING: Final = "training.safetensors"

@@ -148,8 +148,6 @@ def fit(
                 _listen_until(done, rendezvous, hear)
                 break
             except TrainingFailedError as error:
-                if hear.refused is not None:
-                    raise DataError(hear.refused) from error
                 raise _explained(error, hear) from error
             except ray.exceptions.RayActorError as error:
                 hear({"lost": [Lost("the train controller", "died", str(error))]})
@@ -195,13 +193,13 @@ def _trainer(kind: str, job: Job, team: Team, max_failures: int, watch: Any) -> 
     import ray.train
 
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
-    size = team.workers if team.least in (None, team.workers) else (team.least, team.workers)
+    least, most = team.sizes
     scaling: Any = ray.train.ScalingConfig  # mypy sees that of Ray Train's first version
     return _lean(TRAINERS[kind]())(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=scaling(
-            num_workers=size,
+            num_workers=most if least == most else (least, most),
             use_gpu=team.gpu,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=GROW_S,
@@ -301,8 +299,6 @@ class Hearing:
     """What a step is called."""
     refused: str | None = None
     """Why the workers have ended the fit, where they have."""
-    refused_at_once: bool = False
-    """Whether a worker has raised it, and the others may wait for that one for ever."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     losses: int = 0
@@ -336,7 +332,9 @@ class Hearing:
                 self._resized(entry["size"])
             self._starting, self._running = (now, None) if starting else (None, now)
         elif "refused" in entry:
-            self.refused, self.refused_at_once = self.refused or entry["refused"], "at_once" in entry
+            self.refused = entry["refused"]
+        elif "raised" in entry:  # would be raised at each new start again, and the other ranks may wait for that one for ever
+            raise entry["raised"]
         elif "lost" in entry:
             self._lost(entry["lost"])
         else:
@@ -350,10 +348,7 @@ class Hearing:
         self.size = size
 
     def check(self) -> None:
-        """Raise `DataError` when a worker has refused the data, `ClusterError` when the workers do not get ready, or Ray Train's
-        controller has fallen silent."""
-        if self.refused is not None and self.refused_at_once:
-            raise DataError(self.refused)
+        """Raise `ClusterError` when the workers do not get ready, or Ray Train's controller has fallen silent."""
         if self._starting is not None and time.monotonic() - self._starting > START_S:
             raise ClusterError(
                 f"train: the workers were not ready {START_S:.0f} s after their start; one may be stopped, or its node cut off"

@@ -186,6 +186,14 @@ class Worker:
         if self.rank == 0:
             self.reporter.refuse(why)
 
+    def tell_again(self) -> None:
+        """Tell what was told before the checkpoint that this fit goes on from: whoever listens now may not have heard it."""
+        if self.rank == 0 and self.start is not None:
+            self.logged += self.start.state.get("logged", [])
+            if self.reporter is not None:
+                for entry in self.logged:
+                    self.reporter.log(entry)
+
     def report(self, step: int, model: Model | None, state: dict[str, Any], *, aside: bool = False) -> None:
         """Keep the model after `step` and a JSON state, to go on from. A barrier: every rank calls it, rank 0 with the model.
 
@@ -257,10 +265,7 @@ def train_loop(config: dict[str, Job]) -> None:
         compile=job.compile,
         reporter=RayTrain(job.rendezvous),
     )
-    if rank == 0 and worker.start is not None:
-        worker.logged += worker.start.state.get("logged", [])
-        for entry in worker.logged:
-            job.rendezvous.report.remote(entry)
+    worker.tell_again()
     job.rendezvous.report.remote(
         {
             "worker": {
@@ -278,8 +283,8 @@ def train_loop(config: dict[str, Job]) -> None:
     )
     try:
         family.fit(family.Params.model_validate(job.params), job.task, worker)
-    except UserError as error:  # would be the same at each new start
-        ray.get(job.rendezvous.report.remote({"refused": str(error), "at_once": True}))
+    except UserError as error:
+        ray.get(job.rendezvous.report.remote({"raised": error}))
         raise
 
 
