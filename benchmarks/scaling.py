@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Measured, alternate, median, save
-from benchmarks.table import generate
-from benchmarks.train_lightgbm import TEST_FILE, heliostat
+from benchmarks.train_lightgbm import heliostat, train_and_test
 
 
 def main() -> None:
@@ -37,11 +35,9 @@ def main() -> None:
         return
     found: dict[int, dict[str, list[Measured]]] = {}
     for rows in options.rows:
-        with tempfile.TemporaryDirectory(prefix="heliostat-bench-") as folder:
-            generate(Path(folder) / "train", rows)
-            generate(Path(folder) / "test", 250_000, TEST_FILE)
+        with train_and_test(rows) as folder:
             sides = [str(workers) for workers in options.workers]
-            found[rows] = alternate("benchmarks.scaling", sides, options.repeat, folder=Path(folder))
+            found[rows] = alternate("benchmarks.scaling", sides, options.repeat, folder=folder)
     report(found)
 
 

@@ -11,12 +11,13 @@ Prints one table and writes benchmarks/results/train_lightgbm.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,19 @@ def main() -> None:
         return
     found: dict[str, dict[str, list[Measured]]] = {}
     for rows in options.rows:
-        with tempfile.TemporaryDirectory(prefix="heliostat-bench-") as folder:
-            generate(Path(folder) / "train", rows)
-            generate(Path(folder) / "test", 250_000, TEST_FILE)
+        with train_and_test(rows) as folder:
             sides = ("heliostat", "lightgbm", *options.peers)
-            found[f"{rows:,}"] = alternate("benchmarks.train_lightgbm", sides, options.repeat, folder=Path(folder))
+            found[f"{rows:,}"] = alternate("benchmarks.train_lightgbm", sides, options.repeat, folder=folder)
     report(found)
+
+
+@contextlib.contextmanager
+def train_and_test(rows: int) -> Iterator[Path]:
+    """A folder with the table that all sides train on, and 250,000 other rows."""
+    with tempfile.TemporaryDirectory(prefix="heliostat-bench-") as folder:
+        generate(Path(folder) / "train", rows)
+        generate(Path(folder) / "test", 250_000, TEST_FILE)
+        yield Path(folder)
 
 
 def heliostat(folder: Path, workers: int | str = "auto") -> dict[str, Any]:

@@ -55,13 +55,17 @@ def people(rows: int = 6000, seed: int = 0) -> pl.DataFrame:
     )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
+def people_files(folder: Path) -> Path:
+    """Write them as four files."""
     table = people()
     for i in range(4):
         table[1500 * i : 1500 * (i + 1)].write_parquet(folder / f"{i}.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return people_files(tmp_path_factory.mktemp("people"))
 
 
 def spec_of(data: Path, store: Path, /, **sections: Any) -> PipelineSpec:

@@ -26,7 +26,7 @@ from pipelines.storage import Folder
 from pipelines.train import run, train
 from tests.local.conftest import wait_for
 from tests.local.test_journey import environment
-from tests.local.test_pipeline import people, slots, spec_of
+from tests.local.test_pipeline import people, people_files, slots, spec_of
 
 EVERY = 20
 ROUNDS = 300
@@ -42,11 +42,7 @@ SAMPLING = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
-    table = people()
-    for i in range(4):
-        table[1500 * i : 1500 * (i + 1)].write_parquet(folder / f"{i}.parquet")
-    return folder
+    return people_files(tmp_path_factory.mktemp("people"))
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +154,7 @@ train: {{workers: 2, cpus_per_worker: 1.0, checkpoint_every: {EVERY}}}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
-    table = people()
-    for i in range(4):
-        table[1500 * i : 1500 * (i + 1)].write_parquet(tmp_path / f"data/{i}.parquet")
+    people_files(tmp_path / "data")
     (tmp_path / "people.yaml").write_text(SPEC)
     return tmp_path
 

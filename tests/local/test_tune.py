@@ -25,7 +25,7 @@ from pipelines.storage import Folder
 from pipelines.train import train
 from tests.local.conftest import wait_for
 from tests.local.test_commands import start
-from tests.local.test_pipeline import people, slots
+from tests.local.test_pipeline import people_files, slots
 from tune.search import search
 
 pytestmark = pytest.mark.timeout(600)  # several searches and fits each, on a machine that may be busy
@@ -36,11 +36,7 @@ SPACE = {LEAVES: {"int": [4, 40], "log": True}, RATE: {"float": [0.03, 0.4], "lo
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
-    table = people()
-    for i in range(4):
-        table[1500 * i : 1500 * (i + 1)].write_parquet(folder / f"{i}.parquet")
-    return folder
+    return people_files(tmp_path_factory.mktemp("people"))
 
 
 @pytest.fixture(scope="module")
