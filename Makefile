@@ -26,7 +26,7 @@ lint: setup ## format, lint and types
 	$(BIN)/mypy
 
 test: lint servers ## set-up, lint, then all tests; what CI runs
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --maxfail 5 --durations 30 tests/unit tests/local
 
 servers: setup $(VENV)/s3/.complete ## what tests talk to: PostgreSQL and Prometheus (Debian's, if root may install them), an S3 server
 	@{ test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" && command -v prometheus >/dev/null; } || \

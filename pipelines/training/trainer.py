@@ -195,7 +195,7 @@ def _trainer(kind: str, job: Job, team: Team, max_failures: int, watch: Any) -> 
     resources = {"CPU": team.cpus, **({"GPU": 1} if team.gpu else {})}
     least, most = team.sizes
     scaling: Any = ray.train.ScalingConfig  # mypy sees that of Ray Train's first version
-    return _lean(TRAINERS[kind]())(
+    return _leanest(TRAINERS[kind]())(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=scaling(
@@ -216,9 +216,10 @@ def _trainer(kind: str, job: Job, team: Team, max_failures: int, watch: Any) -> 
 
 
 def _lightgbm() -> Any:
-    from ray.train.lightgbm import LightGBMTrainer
+    # Not `LightGBMTrainer`: it would import LightGBM in the controller and open ports for a network that is ours (network.py).
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return LightGBMTrainer
+    return DataParallelTrainer
 
 
 def _torch() -> Any:
@@ -230,23 +231,12 @@ def _torch() -> Any:
 TRAINERS: dict[str, Callable[[], Any]] = {"lightgbm": _lightgbm, "torch": _torch}
 
 
-def _lean(trainer: Any) -> Any:
-    """The trainer without its placement group cleaner on a Ray that has no API server, as a private one.
-
-    The cleaner asks that server whether the controller still lives; without it, the end of each fit waits 12 s for the cleaner.
-    On a private Ray nothing outlives the command that could need the cleaning.
-    """
+def _leanest(trainer: Any) -> Any:
     from ray._private.worker import get_dashboard_url
 
-    if get_dashboard_url():
-        return trainer
+    from pipelines.training.lean import lean
 
-    class Lean(trainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
-
-    return Lean
+    return trainer if get_dashboard_url() else lean(trainer)  # a private Ray has no API server
 
 
 def in_background(work: Callable[[], Any]) -> concurrent.futures.Future[Any]:

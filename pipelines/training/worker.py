@@ -5,8 +5,10 @@ A family's `fit` is written against this class alone, so it neither knows Ray Tr
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -244,6 +246,8 @@ def train_loop(config: dict[str, Job]) -> None:
 
     job = config["job"]
     family = load(MODELS, job.family, "model.type")
+    if family.trainer == "lightgbm":
+        _import_lightgbm()
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     # The attempt is one start of the worker group: a group that died may have left sums half done.
@@ -286,6 +290,16 @@ def train_loop(config: dict[str, Job]) -> None:
     except UserError as error:
         ray.get(job.rendezvous.report.remote({"raised": error}))
         raise
+
+
+def _import_lightgbm() -> None:
+    """Import LightGBM without scikit-learn, whose interface nobody uses here: 0.9 instead of 2.0 s of CPU in each worker."""
+    if "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None  # type: ignore[assignment] # importlib's word for: cannot be imported
+        try:
+            importlib.import_module("lightgbm")
+        finally:
+            del sys.modules["sklearn"]
 
 
 def cores() -> int:

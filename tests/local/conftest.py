@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from app.session import Session, open_session
+
+PATIENCE_S = 500
+"""How long a command of some seconds is waited for: a machine with other work is no failure."""
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,15 @@ def session() -> Iterator[Session]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         with open_session("local", slots=4, object_store_mb=200) as session:
             yield session
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    """A command that a failed test leaves would take the processors from the tests after it."""
+    yield
+    for child in psutil.Process().children():
+        if child.is_running() and child.cmdline()[1:3] == ["-m", "app"]:
+            child.kill()
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> None:

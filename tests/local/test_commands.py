@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tests.local.conftest import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,7 +31,7 @@ def ray_processes_of(pid: int) -> list[str]:
 
 def test_the_demo_answers_over_http_and_leaves_nothing_running(tmp_path: Path) -> None:
     process = start("demo", "--json", "--set", "model.params.rounds=20", "--set", "evaluate.require={}", folder=tmp_path)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     result = json.loads(out)
@@ -51,7 +53,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_running(tmp_path: Path) -
             break
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, out) == (130, ""), err
     assert "interrupted: prepared data is kept" in err
@@ -67,12 +69,12 @@ def test_a_prepare_that_was_killed_is_not_taken_for_complete(tmp_path: Path) -> 
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
 
-    listed = start("cache", "list", "--json", folder=tmp_path).communicate(timeout=60)[0]
+    listed = start("cache", "list", "--json", folder=tmp_path).communicate(timeout=PATIENCE_S)[0]
     assert sorted(entry["holds"] for entry in json.loads(listed)["entries"]) == ["not complete", "statistics"]
     again = start("prepare", "--json", *words, folder=tmp_path)
-    out, err = again.communicate(timeout=240)
+    out, err = again.communicate(timeout=PATIENCE_S)
 
     assert again.returncode == 0, err
     assert json.loads(out)["reused"] is False and sum(json.loads(out)["rows"].values()) == 327_346
@@ -82,7 +84,7 @@ def test_a_prepare_that_was_killed_is_not_taken_for_complete(tmp_path: Path) -> 
 def test_two_runs_at_once_prepare_the_same_data_without_harm(tmp_path: Path) -> None:
     words = [str(ROOT / "examples/flights/flights.yaml"), "--json", "--set", f"data.source={ROOT / 'examples/flights/data'}"]
     both = [start("prepare", *words, folder=tmp_path) for _ in range(2)]
-    ended = [(process, *process.communicate(timeout=240)) for process in both]
+    ended = [(process, *process.communicate(timeout=PATIENCE_S)) for process in both]
 
     assert [process.returncode for process, _, _ in ended] == [0, 0], ended
     results = [json.loads(out) for _, out, _ in ended]

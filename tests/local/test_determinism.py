@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.local.conftest import PATIENCE_S
 from tests.local.test_pipeline import people
 
 SCRIPT = """
@@ -53,7 +54,7 @@ def test_slots_do_not_change_the_artifact(tmp_path: Path) -> None:
             [sys.executable, "-c", SCRIPT, str(spec), str(slots), str(store)],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

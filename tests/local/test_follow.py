@@ -17,6 +17,7 @@ from pipelines.follow import Learner, follow
 from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.train import train
+from tests.local.conftest import PATIENCE_S
 from tests.local.test_journey import environment
 from tests.local.test_pipeline import people, slots, spec_of
 
@@ -163,6 +164,8 @@ def test_the_command_follows_until_no_file_is_left(parent: Run, store: Path, arr
         f"data: {{source: unused}}\ntask: {{target: bought}}\nmodel: {{type: linear, from: {parent.path}}}\nstore: {store}\n"
     )
     words = [sys.executable, "-m", "app", "train", "people.yaml", "--follow", str(arriving), "--once", "--json"]
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=240, check=False)
+    ended = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=PATIENCE_S, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert len(json.loads(ended.stdout)["followed"]) == 3

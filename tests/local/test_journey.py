@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 from pipelines.artifact import Artifact
+from tests.local.conftest import PATIENCE_S
 from tests.local.test_pipeline import people
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def environment() -> dict[str, str]:
 
 def heliostat(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command, env = [sys.executable, "-m", "app", *words], environment() | variables
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=PATIENCE_S, check=False)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -121,7 +122,7 @@ def test_serve_answers_what_batch_answers_and_ends_on_ctrl_c(done: dict[str, Any
         assert refused.value.code == 401
         swap_from_a_second_terminal(folder, done["run"], url, ready["address"], rows)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, err[-2000:]
     finally:
         process.kill()
@@ -161,7 +162,7 @@ def test_ctrl_c_in_the_middle_of_training_leaves_no_process_and_no_run(folder: P
             time.sleep(0.2)
             new = set(runs.iterdir()) - before if runs.exists() else set()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.wait()

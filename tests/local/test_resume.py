@@ -24,7 +24,7 @@ from pipelines.runs import Run, RunStore
 from pipelines.spec import PipelineSpec
 from pipelines.storage import Folder
 from pipelines.train import run, train
-from tests.local.conftest import wait_for
+from tests.local.conftest import PATIENCE_S, wait_for
 from tests.local.test_journey import environment
 from tests.local.test_pipeline import people, people_files, slots, spec_of
 
@@ -139,7 +139,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -298,7 +298,9 @@ def test_a_lost_node_costs_the_rounds_since_the_last_checkpoint_and_no_bit(
 ) -> None:
     command = [sys.executable, "-m", "tests.local.node_loss", str(data), str(tmp_path), "60"]
 
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=PATIENCE_S, check=False
+    )
 
     assert ended.returncode == 0, ended.stderr[-3000:]
     record = json.loads(ended.stdout.splitlines()[-1])
@@ -312,7 +314,9 @@ def test_a_lost_node_costs_the_rounds_since_the_last_checkpoint_and_no_bit(
 def test_an_elastic_fit_goes_on_with_fewer_workers_and_grows_again(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.local.node_loss", str(data), str(tmp_path), "60", "elastic"]
 
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=PATIENCE_S, check=False
+    )
 
     assert ended.returncode == 0, ended.stderr[-3000:]
     record = json.loads(ended.stdout.splitlines()[-1])

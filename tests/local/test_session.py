@@ -25,6 +25,7 @@ from app.ports import free_ports
 from app.processes import ray_processes
 from app.session import Session, open_session
 from pipelines.errors import ClusterError
+from tests.local.conftest import PATIENCE_S
 
 
 def test_the_shared_session_is_private_and_answers_through_haproxy(session: Session) -> None:
@@ -197,7 +198,7 @@ def test_ctrl_c_leaves_no_process(pressed_when: str) -> None:
         wait_for_child(process.pid, "gcs_server")
 
     os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE_S)
 
     assert json.loads(output.splitlines()[-1]) == []
     assert errors == ""
@@ -258,7 +259,7 @@ def test_two_sessions_serve_on_one_machine() -> None:
 
         assert answers == [{"first"}, {"second"}]
     finally:
-        ended = [server.communicate("\n", timeout=60) for server in servers]
+        ended = [server.communicate("\n", timeout=PATIENCE_S) for server in servers]
     assert ended == [("", ""), ("", "")]
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
@@ -288,7 +289,7 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
-    output, errors = start(script, *arguments, **environment).communicate(timeout=120)
+    output, errors = start(script, *arguments, **environment).communicate(timeout=PATIENCE_S)
     assert errors == ""
     return output
 

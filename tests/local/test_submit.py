@@ -19,6 +19,7 @@ import pytest
 
 from app.ports import free_ports
 from serve.port import port_holder
+from tests.local.conftest import PATIENCE_S
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -61,6 +62,7 @@ def head() -> Iterator[Head]:
         "HELIOSTAT_HOME": str(folder / "home"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_worker_niceness": "5",
     }
     command = [
         *[str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000"],
@@ -116,7 +118,7 @@ def test_ctrl_c_stops_the_job(head: Head, project: Path) -> None:
         assert process.poll() is None
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 130
     assert "interrupted: job raysubmit_" in errors and "is stopped" in errors
@@ -159,7 +161,7 @@ def test_plain_ray_job_submit_runs_the_same_program(head: Head) -> None:
         "--help",
     ]
 
-    done = subprocess.run(command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 0
     assert "submit" in done.stdout and "Run a command as a Ray job" in done.stdout
@@ -167,7 +169,7 @@ def test_plain_ray_job_submit_runs_the_same_program(head: Head) -> None:
 
 def submit(head: Head, project: Path, *words: str, **changed: str | None) -> subprocess.CompletedProcess[str]:
     process = start(head, project, *words, **changed)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

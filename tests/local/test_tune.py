@@ -23,7 +23,7 @@ from pipelines.explain import checked
 from pipelines.runs import Run, RunStore
 from pipelines.storage import Folder
 from pipelines.train import train
-from tests.local.conftest import wait_for
+from tests.local.conftest import PATIENCE_S, wait_for
 from tests.local.test_commands import start
 from tests.local.test_pipeline import people_files, slots
 from tune.search import search
@@ -302,15 +302,15 @@ def test_a_search_that_was_killed_goes_on_with_its_trials_and_what_it_learned(da
     wait_for(lambda: under_way(tmp_path) or process.poll() is not None, "a trial that has ended and one with a checkpoint", 180)
     assert process.poll() is None, process.communicate()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     (run,) = (tmp_path / "runs/people").iterdir()
     before = {file.parent.name: file.read_text() for file in run.glob("trials/*/run.json")}
     left = {folder.name for folder in run.glob("trials/*") if folder.name not in before}
 
-    refused = start("train", "--resume", str(run), folder=tmp_path).communicate(timeout=60)[1]
+    refused = start("train", "--resume", str(run), folder=tmp_path).communicate(timeout=PATIENCE_S)[1]
     assert f"is a search; go on with: heliostat tune --resume {run}" in refused
     again = start("tune", "--resume", str(run), "--json", folder=tmp_path)
-    out, err = again.communicate(timeout=280)
+    out, err = again.communicate(timeout=PATIENCE_S)
 
     assert again.returncode == 0, err
     record = json.loads(out)
@@ -327,7 +327,7 @@ def test_an_interrupted_search_keeps_the_best_so_far(data: Path, tmp_path: Path)
     process = start(*words(data, tmp_path), folder=tmp_path)
     wait_for(lambda: under_way(tmp_path) or process.poll() is not None, "a trial that has ended", 180)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     (run,) = (tmp_path / "runs/people").iterdir()
     assert (process.returncode, out) == (130, ""), err
