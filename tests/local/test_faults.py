@@ -279,7 +279,7 @@ def test_a_rank_that_waits_for_one_that_has_ended_is_killed(
 @pytest.mark.parametrize(
     ("process", "sentence"),
     [
-        ("TrainController", "Ray Train's controller has not answered for 5 s"),
+        ("LeanController", "Ray Train's controller has not answered for 5 s"),
         ("Rendezvous", "the process in which the workers meet has not answered for 5 s"),
     ],
 )

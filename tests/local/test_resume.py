@@ -125,7 +125,7 @@ def test_a_killed_worker_costs_the_rounds_since_the_last_checkpoint_and_no_bit(
 
 
 def test_a_killed_train_controller_is_replaced(data: Path, store: Path, undisturbed: dict[int, Run]) -> None:
-    done = train_while(spec_with(data, store, 2), lambda: [kill("TrainController"), None][1], 100)
+    done = train_while(spec_with(data, store, 2), lambda: [kill("LeanController"), None][1], 100)
 
     assert model_of(done) == model_of(undisturbed[2])
     [again_from] = {worker["from_step"] for worker in done.record["workers"][2:]}
