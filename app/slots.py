@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pipelines.errors import ClusterError
+
+TASKS: Final = "running tasks"
+SETTLE_S: Final = 10.0
+"""How long to wait for tasks that may have ended already."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,28 @@ class Slots:
 
 
 def free_slots() -> Slots:
-    """Ask the Ray that this process is connected to; needs no dashboard. What changed within the last second may be missing."""
+    """Ask the Ray that this process is connected to; needs no dashboard.
+
+    Nodes report what their tasks have given back up to a second late, and later when they are busy: slots that only tasks seem to
+    hold are looked at again for `SETTLE_S`.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while TASKS in (found := _look()).holders and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _look() -> Slots:
     import ray
 
     total = float(ray.cluster_resources().get("CPU", 0.0))
     free = float(ray.available_resources().get("CPU", 0.0))
-    held = total - free
     holders = _actors() | _placement_groups()
+    known = sum(holders.values())
     # Tasks come and go, and Ray keeps no table of them outside the dashboard: they are what remains.
-    if (rest := round(held - sum(holders.values()), 3)) > 0:
-        holders["running tasks"] = rest
-    return Slots(total, free, dict(sorted(holders.items(), key=lambda held: -held[1])) if held > 0 else {})
+    if (rest := round(total - free - known, 3)) > 0:
+        holders[TASKS] = rest
+    return Slots(total, min(free, total - known), dict(sorted(holders.items(), key=lambda held: -held[1])))
 
 
 def _actors() -> dict[str, float]:

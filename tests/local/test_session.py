@@ -73,6 +73,16 @@ def test_slots_name_their_holders(session: Session) -> None:
         slots.for_workers()
 
 
+def test_a_task_that_has_just_ended_holds_nothing(session: Session) -> None:
+    @ray.remote(num_cpus=1)
+    def work() -> None:
+        pass
+
+    for _ in range(20):
+        ray.get([work.remote() for _ in range(4)])
+        assert session.slots().free == 4 and session.slots().holders == {}
+
+
 def test_a_session_inside_a_session_uses_the_same_ray_and_leaves_it_running(session: Session) -> None:
     with open_session() as inner:
         assert inner.address == session.address and not inner.private
