@@ -71,6 +71,15 @@ def test_kuberay_knows_every_field_and_accepts_every_value(kind: str) -> None:
     assert mistakes(manifest(kind)) == []
 
 
+def test_the_services_that_kuberay_makes_of_them_have_names_of_their_own() -> None:
+    names = [manifest(kind)["metadata"]["name"] for kind in KINDS]  # each becomes NAME-head-svc
+
+    assert len(set(names)) == len(names)
+    for kind, name in zip(KINDS, names, strict=True):
+        asked = re.findall(r"service/([\w-]+)-(?:head|serve)-svc", (FOLDER / f"{kind.lower()}.yaml").read_text())
+        assert set(asked) <= {name}
+
+
 WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "$.spec: Additional properties are not allowed ('authOption' was unexpected)": lambda wrong: wrong["spec"].update(
         authOption=wrong["spec"].pop("authOptions")
