@@ -28,6 +28,7 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.prepared import INIT_SCORE
 from pipelines.metrics import Metrics, sizes_of
 from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting_params import LightGBMParams
@@ -132,7 +133,8 @@ class Boosting:
         """The raw scores so far of each Dataset, for the next segment to start from; this one's Booster is then done with.
 
         LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in
-        the same order: a resume that predicts has the same bits.
+        the same order: a resume that predicts has the same bits. Where rows start from scores of their own, it is `raw_from`
+        that does.
         """
         found: list[tuple[lgb.Dataset, Matrix]] = []
 
@@ -236,13 +238,24 @@ class Boosting:
         return dataset
 
     def _set_scores(self, dataset: lgb.Dataset, split: str) -> None:
-        """Let the rows have the raw scores that the fit starts from: none, whatever an earlier fit left, or its start's."""
+        """Let the rows have the raw scores that the fit starts from: their own or none, whatever an earlier fit left, then with
+        its start's."""
         dataset.set_field("init_score", None)
-        if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
+        scores = list(self._first_scores(split))
+        if scores:
+            dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
+
+    def _first_scores(self, split: str) -> Iterator[Matrix]:
+        """Yield them a row group at a time; nothing where all rows start from 0."""
+        worker, own = self._worker, self._task.init_score is not None
+        if self._start is None:
+            for found in worker.ranges(split) if own else ():
+                yield from worker.shards.column(found, INIT_SCORE)
+        elif self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
-            scores = [self._start.model.raw(batch.matrix) for batch in self._worker.batches(split)]
-            if scores:
-                dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
+            model = self._start.model
+            for batch in worker.batches(split):
+                yield model.raw(batch.matrix) if batch.init_score is None else model.raw_from(batch.matrix, batch.init_score)
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):
