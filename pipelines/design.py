@@ -124,8 +124,8 @@ def _check_beside(spec: PipelineSpec, schema: Schema) -> None:
             check_numeric(field, column)
     if spec.task.init_score is not None and not issubclass(load(MODELS, spec.model.type, "model.type"), Starting):
         raise SpecError(
-            f"task.init_score: rows of a '{spec.model.type}' model start from no scores of their own; set model.type to lightgbm, "
-            "or take it out"
+            f"task.init_score: rows of a '{spec.model.type}' model start from no scores of their own; set model.type to "
+            "lightgbm, or take it out"
         )
 
 

@@ -68,6 +68,6 @@ def init_scores_of(table: pa.Table, name: str, unit: Unit) -> Numbers:
         if wrong.any():
             raise DataError(
                 f"task.init_score: '{name}' is {what} in {wrong.sum()} of {len(found)} rows of {unit.file.path}, expected the "
-                "raw score that each row starts from; drop these rows with data.where, or derive a column of scores under data.derive"
+                "raw score that each row starts from; drop these rows with data.where, or derive such a column under data.derive"
             )
     return found

@@ -28,7 +28,6 @@ import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.prepared import INIT_SCORE
 from pipelines.metrics import Metrics, sizes_of
 from pipelines.models.boosting import LightGBM
 from pipelines.models.boosting_params import LightGBMParams
@@ -247,14 +246,13 @@ class Boosting:
 
     def _first_scores(self, split: str) -> Iterator[Matrix]:
         """Yield them a row group at a time; nothing where all rows start from 0."""
-        worker, own = self._worker, self._task.init_score is not None
         if self._start is None:
-            for found in worker.ranges(split) if own else ():
-                yield from worker.shards.column(found, INIT_SCORE)
+            if self._task.init_score is not None:
+                yield from self._worker.init_scores(split)
         elif self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
             model = self._start.model
-            for batch in worker.batches(split):
+            for batch in self._worker.batches(split):
                 yield model.raw(batch.matrix) if batch.init_score is None else model.raw_from(batch.matrix, batch.init_score)
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
