@@ -7,6 +7,7 @@ latter. LightGBM itself is imported where a booster is made: the process that on
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -29,6 +30,8 @@ LOGITS: Final = {"binary", "multiclass"}
 """Objectives whose raw scores a Task turns into answers; those of the others LightGBM does, which knows their link."""
 
 LOG_LINK: Final = {"poisson", "gamma", "tweedie"}
+TREES: Final = 32
+"""Trees that rows are led through at a time where their leaves are asked for."""
 
 
 class LightGBM:
@@ -110,12 +113,24 @@ class LightGBM:
     def raw_from(self, matrix: Matrix, init_score: Matrix) -> Matrix:
         """The scores that a fit of these trees has come to: they are added to `init_score` one after the other, as it added them.
 
-        It has the bits of the fit, and takes about twice the time of `raw`. Of models with one output.
+        It has the bits of the fit. Of models with one output; holds a few bytes for each row of the matrix and of `TREES` trees.
         """
         scores = init_score.copy()
-        for tree in range(self.rounds):
-            scores += self._predict(matrix, raw_score=True, start_iteration=tree, num_iteration=1)
+        for first in range(0, self.rounds, TREES):
+            trees = self._leaf_values[first : first + TREES]
+            leaves = self.booster.predict(matrix, pred_leaf=True, start_iteration=first, num_iteration=TREES)
+            leaves = np.asarray(leaves).reshape(len(matrix), len(trees))  # of a single tree LightGBM gives (rows,)
+            for at, values in enumerate(trees):
+                scores += values[leaves[:, at]]
         return scores
+
+    @cached_property
+    def _leaf_values(self) -> list[Matrix]:
+        """What each leaf of each tree adds."""
+        sizes = re.findall(r"^num_leaves=(.*)$", self.booster.model_to_string(num_iteration=-1), flags=re.M)
+        return [
+            np.array([self.booster.get_leaf_output(tree, leaf) for leaf in range(int(size))]) for tree, size in enumerate(sizes)
+        ]
 
     def raw(self, matrix: Matrix) -> Matrix:
         """The sum of the trees, of a forest their mean: logits, values, or the logarithms of values (poisson, gamma, tweedie)."""

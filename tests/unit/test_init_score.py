@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import lightgbm as lgb
 import numpy as np
 import polars as pl
@@ -40,6 +42,7 @@ from pipelines.train import run
 from pipelines.training.shared import Shared
 from pipelines.training.trainer import Fit
 from pipelines.training.worker import Start, parent_of
+from serve.routes import build_app
 from tests.unit.test_boosting import Recording, saved
 from tests.unit.test_plan import cluster
 
@@ -161,12 +164,12 @@ def test_a_fit_that_goes_on_from_any_checkpoint_ends_with_the_bits_of_one_never_
 
 def test_the_scores_of_a_checkpoint_are_added_in_the_order_of_the_fit(tmp_path: Path) -> None:
     """Bits of leaves mostly survive another order; those of the scores do not, and it is they that a fit must start from."""
-    made, _ = fitted(tmp_path, BINARY, rounds=200)
+    made, _ = fitted(tmp_path, BINARY, rounds=193)  # one more than six times what is looked up at a time
     matrix, _, start = table(BINARY, 3000, 0)
     model = made.kept[-1][1]
 
     expected = start.copy()
-    for tree in range(200):
+    for tree in range(193):
         expected = expected + model.booster.predict(matrix, raw_score=True, start_iteration=tree, num_iteration=1)
 
     assert np.array_equal(model.raw_from(matrix, start), expected)
@@ -495,3 +498,30 @@ def test_a_plan_counts_the_scores(data: Path, tmp_path: Path, monkeypatch: pytes
     own, none = planned("log_years"), planned(None)
     assert own.stages[-1].memory - none.stages[-1].memory == 8 * 8_000_000 // own.team.workers
     assert own.disk - none.disk == 8 * 10_000_000
+
+
+@pytest.mark.usefixtures("here")
+def test_a_served_model_asks_for_the_score_and_answers_as_a_frame_does(data: Path, tmp_path: Path) -> None:
+    artifact = Artifact.load(trained(spec_of(data, tmp_path, derived=False)).path)
+    app = build_app(artifact, RATES, tokens={})
+    rows = claims(5, seed=2).drop("number", "years").to_dicts()
+
+    def ask(rows: list[dict[str, Any]]) -> httpx.Response:
+        async def request() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://heliostat") as client:
+                return await client.post(f"/v2/models/{RATES}/predict", json={"rows": rows})
+
+        return asyncio.run(request())
+
+    answered, refused = ask(rows), ask([rows[0], {"a": 0.5, "kind": "x"}])
+
+    assert [answer["value"] for answer in answered.json()["predictions"]] == artifact.predict(pl.DataFrame(rows))[
+        "value"
+    ].to_list()
+    assert refused.status_code == 422
+    assert refused.json()["error"] == {
+        "message": "row 1: column 'base' is missing; expected number, for it was never missing in the training data",
+        "row": 1,
+        "column": "base",
+        "expected": "number",
+    }
