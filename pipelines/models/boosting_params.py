@@ -92,6 +92,7 @@ class LightGBMParams(Frozen):
     extra_trees: bool = False
     extra_seed: Seed | None = None
     boost_from_average: bool = True
+    """Start from the mean target; of no account with `task.init_score`, which says where each row starts."""
 
     feature_fraction: Share = 1.0
     feature_fraction_bynode: Share = 1.0
