@@ -1,8 +1,8 @@
 """How LightGBM is trained data-parallel over any number of workers, larger than memory.
 
 Every worker streams its row range into LightGBM's binned form, about one byte a value; no worker holds its raw rows. What each
-rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes (8 more where rows start from scores of their own), the
-reference sample and one row group.
+rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes (8 more a row where rows start from scores of their
+own), the reference sample and one row group.
 
 Bins are made on every rank from the same row sample before the network exists. Both obvious ways are silently wrong: a Dataset
 constructed before the Booster is binned from the rank's own rows, so the ranks grow different trees; one constructed by the
