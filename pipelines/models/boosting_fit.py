@@ -238,8 +238,8 @@ class Boosting:
         return dataset
 
     def _set_scores(self, dataset: lgb.Dataset, split: str) -> None:
-        """Let the rows have the raw scores that the fit starts from: their own or none, whatever an earlier fit left, then with
-        its start's."""
+        """Let the rows have the raw scores that the fit starts from, whatever an earlier fit left: their own, if they have some,
+        and its start's."""
         dataset.set_field("init_score", None)
         scores = list(self._first_scores(split))
         if scores:
