@@ -19,19 +19,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.attribution import ANSWERS, IMPORTANCE, Attribution
+from pipelines.attribution import ANSWERS, IMPORTANCE, Attribution, Contributions
 from pipelines.contract import Contract, table_to_frame
-from pipelines.errors import ArtifactError
+from pipelines.errors import ArtifactError, InputError
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
 from pipelines.models.model import Explaining, Matrix
 from pipelines.registry import MODELS, load
-from pipelines.schema import Column, Schema
+from pipelines.schema import Column, Schema, numbers
 from pipelines.storage import Folder
 from pipelines.tasks import Task
 
@@ -39,6 +39,18 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 ANSWERS_FILE: Final = "answers.json"
 ROW_PATH_ROWS: Final = 32  # up to here single rows are faster than building a block
+
+
+class Rows(NamedTuple):
+    """What a model sees of some rows."""
+
+    matrix: Matrix
+    """(rows, features)."""
+    init_score: Matrix | None
+    """(rows,): the raw scores that they start from, where the task has such."""
+
+    def part(self, start: int, stop: int) -> Rows:
+        return Rows(self.matrix[start:stop], None if self.init_score is None else self.init_score[start:stop])
 
 
 @dataclass(frozen=True)
@@ -144,13 +156,15 @@ class Artifact:
         if not checked:
             return []
         if len(checked) > ROW_PATH_ROWS or self.schema.derive:
-            matrix = self.matrix(self._contract.to_table(checked))
+            seen = self._rows(self._contract.to_table(checked))
         else:
             matrix = np.array([self.preprocessor.transform_row(row) for row in checked], np.float64)
-        answers = self.task.answers(self.model.predict(matrix))
+            name = self.task.init_score
+            seen = Rows(matrix, None if name is None else self._finite(np.array([row[name] for row in checked], np.float64)))
+        answers = self.task.answers(self._raw(seen))
         if not explain:
             return answers
-        reasons = [row for some in self.attribution.contributions(self.explaining, matrix) for row in some.rows()]
+        reasons = [row for some in self._contributions(seen) for row in some.rows()]
         return [answer | reason for answer, reason in zip(answers, reasons, strict=True)]
 
     def predict(self, frame: Any, *, explain: bool = False) -> Any:
@@ -173,13 +187,13 @@ class Artifact:
         """Answer canonical rows and say what each column contributes; yields so many consecutive rows at a time as memory allows.
 
         `base` and the `contributions`, a number per column or group, sum to the raw score: the log-odds of a binary task, of each
-        class before the softmax, the value of a regression (its logarithm, where the objective has a log link). Raises
-        `ArtifactError` for a family that has no contributions.
+        class before the softmax, the value of a regression (its logarithm, where the objective has a log link). The score that a
+        row starts from (`task.init_score`) is part of its `base`. Raises `ArtifactError` for a family that has no contributions.
         """
-        matrix = self.matrix(table)
+        rows = self._rows(table)
         start = 0
-        for some in self.attribution.contributions(self.explaining, matrix):
-            answers = self.task.decode(self.model.predict(matrix[start : start + len(some.base)]))
+        for some in self._contributions(rows):
+            answers = self.task.decode(self._raw(rows.part(start, start + len(some.base))))
             start += len(some.base)
             reasons = some.table()
             for name in ANSWERS:
@@ -202,12 +216,46 @@ class Artifact:
 
     def scores(self, table: pa.Table) -> Matrix:
         """Raw scores of canonical rows."""
-        result: Matrix = self.model.predict(self.matrix(table))
-        return result
+        return self._raw(self._rows(table))
 
     def matrix(self, table: pa.Table) -> Matrix:
         """The features of canonical rows: (rows, features)."""
         return self.preprocessor.matrix(self._derivation.apply(table))
+
+    def _rows(self, table: pa.Table) -> Rows:
+        """What the model sees of canonical rows."""
+        table = self._derivation.apply(table)
+        name = self.task.init_score
+        return Rows(self.preprocessor.matrix(table), None if name is None else self._finite(numbers(table[name])))
+
+    def _finite(self, init_score: Matrix) -> Matrix:
+        """The scores that rows start from; raises `InputError` where one is missing or infinite."""
+        wrong = ~np.isfinite(init_score)
+        if not wrong.any():
+            return init_score
+        row, name = int(np.argmax(wrong)), str(self.task.init_score)
+        found = "missing" if math.isnan(init_score[row]) else "infinite"
+        made = f" ({self.schema.derive[name]})" if name in self.schema.derive else ""
+        raise InputError.at(
+            f"row {row}: '{name}'{made} is {found}; expected a finite number, the raw score that the row starts from",
+            row=row,
+            column=name,
+            found=found,
+            expected="number",
+        )
+
+    def _raw(self, rows: Rows) -> Matrix:
+        """What the model says of rows, each from where it starts."""
+        result: Matrix = (
+            self.model.predict(rows.matrix) if rows.init_score is None else self.model.predict_from(rows.matrix, rows.init_score)
+        )
+        return result
+
+    def _contributions(self, rows: Rows) -> Iterator[Contributions]:
+        start = 0
+        for some in self.attribution.contributions(self.explaining, rows.matrix):
+            yield some if rows.init_score is None else some.from_scores(rows.init_score[start : start + len(some.base)])
+            start += len(some.base)
 
 
 def _fetch(folder: Folder, local: Path) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 A model knows features; a column of the data becomes several of them, and what is told here is their sum. A feature made of
 several columns together counts for its group. Contributions are additive (SHAP values): with the base, which is the same for all
-rows, they sum to the raw score, and a column that the model never looks at contributes 0.
+rows that start from the same score, they sum to the raw score, and a column that the model never looks at contributes 0.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -41,9 +41,14 @@ class Contributions:
     classes: list[str] | None
     """Of a multiclass task."""
     base: Matrix
-    """(rows, outputs): what the contributions are added to, the model's mean raw score."""
+    """(rows, outputs): what the contributions are added to, the model's mean raw score; of a row that starts from a score of its
+    own the sum of both."""
     values: Matrix
     """(rows, outputs, names)"""
+
+    def from_scores(self, init_score: Matrix) -> Contributions:
+        """The same to rows that start from these raw scores (rows,), of which the model knows nothing."""
+        return replace(self, base=self.base + init_score[:, None])
 
     def table(self) -> pa.Table:
         """`base`, a number, and `contributions`, a struct with a number per name; in multiclass a struct of these by class."""

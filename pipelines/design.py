@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Final
 
 from pipelines.cache import Address, address_of
-from pipelines.data.beside import check_weight
+from pipelines.data.beside import check_numeric
 from pipelines.data.infer import with_kinds
 from pipelines.data.kinds import Inference, infer_kinds
 from pipelines.data.read import Reader
@@ -16,6 +16,7 @@ from pipelines.errors import SpecError
 from pipelines.explain import dotted
 from pipelines.expressions import Derivation
 from pipelines.features.preprocessor import Preprocessor
+from pipelines.models.model import Starting
 from pipelines.parent import Parent
 from pipelines.progress import SILENT, Progress
 from pipelines.registry import MODELS, load
@@ -113,11 +114,19 @@ class Design:
 
 
 def _check_beside(spec: PipelineSpec, schema: Schema) -> None:
-    """Raise `DataError` for a column of the task that is not there, or cannot say what it should."""
+    """Raise `DataError` for a column of the task that is not there, or cannot say what it should.
+
+    `SpecError` where the family makes nothing of it.
+    """
     for field, name in spec.task.beside.items():
         column = schema.require(name, f"task.{field}")
-        if field == "weight":
-            check_weight(column)
+        if field != "group":
+            check_numeric(field, column)
+    if spec.task.init_score is not None and not issubclass(load(MODELS, spec.model.type, "model.type"), Starting):
+        raise SpecError(
+            f"task.init_score: rows of a '{spec.model.type}' model start from no scores of their own; set model.type to "
+            "lightgbm, or take it out"
+        )
 
 
 def is_free(name: str, spec: PipelineSpec) -> bool:

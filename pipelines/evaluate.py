@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifact import Artifact
-from pipelines.data.beside import groups_of, weights_of
+from pipelines.data.beside import groups_of, init_scores_of, weights_of
 from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
 from pipelines.data.split import SPLITS
@@ -82,6 +82,8 @@ class Score:
         rows: dict[str, int] = {}
         for block in blocks:
             for split, part in self._parts(block):
+                if self.task.init_score is not None:
+                    init_scores_of(part.table, self.task.init_score, unit)  # a wrong one is told with its file
                 scores = artifact.scores(part.table)
                 weight = weights_of(part.table, self.task.weight, unit) if self.task.weight else None
                 target = self.task.encode(part.table[self.task.target])

@@ -55,6 +55,7 @@ class Parent:
             ("model.type", spec.model.type, found.spec["model"]["type"]),
             ("task.target", spec.task.target, task.target),
             ("task.type", spec.task.type or task.type, task.type),
+            ("task.init_score", spec.task.init_score or task.init_score, task.init_score),
             # Raw scores of the one are no raw scores of the other.
             *((f"model.params.{key}", spec.model.params.get(key) or it, params.get(key) or it) for key, it in default.items()),
             *((f"model.params.{key}", spec.model.params.get(key, it), it) for key, it in found.architecture.items()),
@@ -88,6 +89,7 @@ class Parent:
         raw["data"] |= {name: self.spec["data"][name] for name in ("kinds", "derive")}
         raw["task"] |= {name: self.spec["task"][name] for name in ("type", "positive")}
         raw["task"]["group"] = raw["task"]["group"] or self.spec["task"].get("group")
+        raw["task"]["init_score"] = self.artifact.task.init_score
         raw["model"]["from_"] = self.run.path
         raw["model"]["params"] |= self.architecture
         return type(spec).model_validate(raw)

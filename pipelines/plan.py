@@ -39,6 +39,8 @@ TEXT_BYTES: Final = 150
 """Of one counted text: itself, its place in the dictionary, its count."""
 WEIGHT_BYTES: Final = 20
 """Of a row's weight in a worker: as it was read, put together, and what the family keeps."""
+INIT_SCORE_BYTES: Final = 8
+"""Of the raw score that a row starts from, in a worker."""
 HEAD_ROWS: Final = 1000
 SMALLER: Final = {
     "lightgbm": " or fewer bins (model.params.max_bin)",
@@ -147,7 +149,8 @@ def plan(spec: PipelineSpec, cluster: Cluster, *, progress: Progress = SILENT) -
     if team is not None:
         rows = -(-train_rows // team.sizes[0])  # of the fewest workers, which have most each
         weighted = WEIGHT_BYTES * (spec.task.weight is not None or spec.task.class_weight is not None)
-        size = PROCESS + family.memory(params, rows, features, classes) + rows * weighted
+        started = INIT_SCORE_BYTES * (spec.task.init_score is not None)
+        size = PROCESS + family.memory(params, rows, features, classes) + rows * (weighted + started)
         several = " to ".join(map(str, dict.fromkeys(team.sizes)))
         stages.append(Stage("train", shards, f"{several} workers with {team.cpus:g} each", size))
         problems += _too_large(team, size, machines, SMALLER.get(family.trainer, ""))

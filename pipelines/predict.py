@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.artifact import Artifact
 from pipelines.attribution import ANSWERS
+from pipelines.data.beside import init_scores_of
 from pipelines.data.files import is_database
 from pipelines.data.read import Block, in_order, stream
 from pipelines.data.source import Source, Unit
@@ -123,7 +124,7 @@ class Answer:
         name, rows = f"part-{unit.index:05d}.parquet", 0
         writer: Any = None
         try:
-            for table in self._answered(artifact, blocks):
+            for table in self._answered(artifact, unit, blocks):
                 if writer is None:
                     writer = pq.ParquetWriter(f"{self.folder.path}/{name}", table.schema, filesystem=self.folder.filesystem)
                 writer.write_table(table)
@@ -133,8 +134,10 @@ class Answer:
                 writer.close()
         return name, rows
 
-    def _answered(self, artifact: Artifact, blocks: Iterator[Block]) -> Iterator[pa.Table]:
+    def _answered(self, artifact: Artifact, unit: Unit, blocks: Iterator[Block]) -> Iterator[pa.Table]:
         for block in blocks:
+            if artifact.task.init_score is not None:
+                init_scores_of(block.table, artifact.task.init_score, unit)  # a wrong one is told with its file
             kept, start = decoded(block.table.select(self.keep)), 0
             for answers in artifact.explained(block.table) if self.explain else [artifact.predict_table(block.table)]:
                 beside = kept.slice(start, answers.num_rows)

@@ -16,7 +16,7 @@ from pipelines.cache import MANIFEST, STATISTICS, Address, cache_of, code_of, ex
 from pipelines.data.cuts import time_cuts
 from pipelines.data.kept import load as load_kept
 from pipelines.data.kept import save as save_kept
-from pipelines.data.prepared import GROUP, WEIGHT, Shard, Shards, to_table
+from pipelines.data.prepared import GROUP, INIT_SCORE, WEIGHT, Shard, Shards, to_table
 from pipelines.data.queries import by_query, remove, sorted_by_query, together
 from pipelines.data.read import Counts, Reader, in_order, stream, warm_up
 from pipelines.data.source import Source
@@ -145,7 +145,7 @@ def _prepare(design: Design, folder: Folder, aside: Executor, progress: Progress
         task = Task.fit(spec.task, design.target, summary.targets, summary.rows["train"])
         check_chains(spec, chains, left_out)
         preprocessor = _fit(spec, design.source, reader, columns, chains, summary, task, progress)
-        contract = _inputs(design.schema, design.raw, preprocessor, summary)
+        contract = _inputs(design.schema, design.raw, preprocessor, summary, task)
     class_counts = task.counts_of(summary.targets)
     task.weighing(spec.task, class_counts)  # a mistake in it is told before the long work
     described = aside.submit(
@@ -205,7 +205,7 @@ def _look(design: Design, progress: Progress) -> tuple[Reader, Summary, Counts, 
     look.
     """
     spec, source, columns = design.spec, design.source, design.columns
-    inputs = Derivation(expressions=spec.data.derive).needs({column.name for column in columns})
+    inputs = Derivation(expressions=spec.data.derive).needs(_read_by_predictions(columns, spec.task))
     seen = [column for column in design.schema.columns if column in columns or column.name in inputs]
     reader = design.reader(seen)
     taken = design.parent is not None  # then nothing is to be gathered
@@ -294,9 +294,14 @@ def _fit(
     return fitted(chains, groups)
 
 
-def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Summary) -> Schema:
+def _read_by_predictions(columns: list[Column], task: TaskSpec | Task) -> set[str]:
+    """The names of the columns that features are made of, and of the one with the scores that rows start from."""
+    return {column.name for column in columns} | ({task.init_score} if task.init_score is not None else set())
+
+
+def _inputs(schema: Schema, raw: Schema, preprocessor: Preprocessor, summary: Summary, task: Task) -> Schema:
     """The raw columns that a prediction needs; a column without a missing value in the train split is required."""
-    wanted = {column.name for column in preprocessor.inputs}
+    wanted = _read_by_predictions(preprocessor.inputs, task)
     derivation = Derivation(expressions=schema.derive).select(wanted)
     columns = [
         raw[name].model_copy(update={"kind": schema[name].kind, "nullable": summary.columns[name].missing > 0})
@@ -325,6 +330,7 @@ def _write(
     matrix = preprocessor.transform(summary.sample, summary.places if fitted else None)
     beside: dict[str, Any] = {WEIGHT: numbers(summary.sample[task.weight])} if task.weight else {}
     beside |= {GROUP: identity_of_values([summary.sample[task.group]])} if task.group else {}
+    beside |= {INIT_SCORE: numbers(summary.sample[task.init_score])} if task.init_score else {}
     sample = to_table([*matrix, task.encode(summary.sample[task.target])], beside)
     encodings = Encodings.of(sample)
     with shards_folder.filesystem.open_output_stream(f"{shards_folder.path}/sample.parquet") as file:

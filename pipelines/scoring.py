@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from pipelines.artifact import Artifact
-from pipelines.data.beside import check_weight
+from pipelines.data.beside import check_numeric
 from pipelines.data.infer import infer_schema
 from pipelines.data.read import Reader
 from pipelines.data.source import Source
@@ -35,13 +35,16 @@ def reader_for(
     raw = schema_for(artifact, source, data)
     for name in keep:
         raw.require(name, "--keep")
-    wanted = {column.name for column in artifact.inputs} | set(keep)
+    start = artifact.task.init_score  # besides the inputs where it is derived
+    wanted = {column.name for column in artifact.inputs} | set(keep) | ({start} if start is not None else set())
     if task is None:
         return Reader.of(source, raw, data, wanted, None)
     known = Derivation(expressions=data.derive).extend(raw)
     if task.weight is not None:
         why = f"by which the metrics of {artifact.name} are weighted; add it, with 1 in rows that all count the same"
-        check_weight(_needed(known, source, "task.weight", task.weight, why))
+        check_numeric("weight", _needed(known, source, "task.weight", task.weight, why))
+    if start is not None:
+        check_numeric("init_score", _needed(known, source, "task.init_score", start, f"which rows of {artifact.name} start from"))
     if task.group is not None:
         _needed(known, source, "task.group", task.group, f"within which {artifact.name} ranks the rows; add it")
     return Reader.of(source, raw, data, wanted | {task.target} | set(task.beside), task.target)

@@ -105,13 +105,17 @@ class TaskSpec(Frozen):
     """Binary and multiclass, in training alone: a factor of the weight by class, 1 for those not named; balanced: train rows /
     (classes * train rows of the class)."""
 
+    init_score: str | None = None
+    """A column of numbers: the raw score that each row starts from, such as log-odds (binary), a value (regression) or its
+    logarithm (objectives with a log link). Trees learn what is missing; each prediction needs it. It is no feature."""
+
     @model_validator(mode="after")
     def _beside(self) -> TaskSpec:
+        of: dict[str, str] = {self.target: "target"}
         for name, column in self.beside.items():
-            if column == self.target:
-                raise ValueError(f"{name}: '{column}' is the target; name another column")
-        if self.group is not None and self.group == self.weight:
-            raise ValueError(f"weight: '{self.weight}' is the group; name another column")
+            if column in of:
+                raise ValueError(f"{name}: '{column}' is the {of[column]}; name another column")
+            of[column] = name
         if self.type == "ranking" and self.group is None:
             raise ValueError("type: ranking needs 'group', the column that tells the query of each row")
         if self.group is not None and self.type != "ranking":
@@ -125,7 +129,7 @@ class TaskSpec(Frozen):
     @property
     def beside(self) -> dict[str, str]:
         """The columns that say something of a row besides its target, by their field here."""
-        return {name: column for name in ("weight", "group") if (column := getattr(self, name)) is not None}
+        return {name: column for name in ("group", "weight", "init_score") if (column := getattr(self, name)) is not None}
 
 
 class GroupSpec(Frozen):

@@ -60,6 +60,8 @@ class Task(Frozen):
     """The column that says how much each row counts, in training and in the metrics."""
     group: str | None = None
     """ranking: the column that tells the query of each row."""
+    init_score: str | None = None
+    """The column with the raw score that each row starts from, in training and in every answer."""
     class_weights: list[float] | None = None
     """What the weight of a train row of each class is multiplied by, in training alone."""
 
@@ -86,6 +88,11 @@ class Task(Frozen):
             )
         if kind == "ranking":
             _check_labels(column, counts)
+        if kind == "multiclass" and spec.init_score is not None:
+            raise SpecError(
+                f"task.init_score: '{spec.init_score}' is one score for each row, but this is a multiclass task, which needs one "
+                "for each class; take it out"
+            )
         classes = None if kind in ("regression", "ranking") else _classes(kind, column, counts)
         if kind == "binary" and classes is not None:
             positive = _positive(spec.positive, column, classes)
@@ -98,6 +105,7 @@ class Task(Frozen):
             threshold=spec.threshold,
             weight=spec.weight,
             group=spec.group,
+            init_score=spec.init_score,
         )
 
     def counts_of(self, counts: dict[Scalar, int] | None) -> list[int] | None:

@@ -4,8 +4,9 @@
         manifest.json                  written last: its presence means complete; names the shards' folder
         schema.json preprocessor.json task.json profile.json quality.json
         shards-XXXXXXXX/train/00000.parquet ...   at least one per read unit that has rows in the split; float64, NaN = missing:
-                                                  f0, f1, ..., __weight__ and __group__ (uint64: equal numbers are one
-                                                  query, whose rows stand together) where the Spec names them, __target__
+                                                  f0, f1, ..., __weight__, __group__ (uint64: equal numbers are one
+                                                  query, whose rows stand together) and __init_score__ where the Spec names
+                                                  them, __target__
         shards-XXXXXXXX/sample.parquet            the transformed row sample of the train split
 
 Shards are the one hand-over from Ray Data to every trainer: a worker opens the exact row range of its rank. Two runs that write
@@ -30,6 +31,7 @@ from pipelines.storage import Folder
 TARGET: Final = "__target__"
 WEIGHT: Final = "__weight__"
 GROUP: Final = "__group__"
+INIT_SCORE: Final = "__init_score__"
 SAMPLE_GROUPS: Final = 16
 """Row groups of a rank that a sample of its targets is taken from, at most."""
 
@@ -54,6 +56,8 @@ class Batch(NamedTuple):
 
     group: np.ndarray[Any, np.dtype[np.uint64]] | None = None
     """(rows,): ranking: a number for the query of each row; the rows of a query stand together."""
+    init_score: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    """(rows,): the raw score that each row starts from; None: 0, or what the family starts from by itself."""
 
 
 class Range(NamedTuple):
@@ -209,7 +213,8 @@ def to_batch(table: pa.Table) -> Batch:
         matrix[:, i] = table.column(i).to_numpy()
     weight = table[WEIGHT].to_numpy() if WEIGHT in table.column_names else None
     group = table[GROUP].to_numpy() if GROUP in table.column_names else None
-    return Batch(matrix, table[TARGET].to_numpy(), weight, group)
+    init_score = table[INIT_SCORE].to_numpy() if INIT_SCORE in table.column_names else None
+    return Batch(matrix, table[TARGET].to_numpy(), weight, group, init_score)
 
 
 def to_table(

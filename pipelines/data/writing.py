@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.beside import groups_of, weights_of
-from pipelines.data.prepared import GROUP, TARGET, WEIGHT, Shard, to_table
+from pipelines.data.beside import groups_of, init_scores_of, weights_of
+from pipelines.data.prepared import GROUP, INIT_SCORE, TARGET, WEIGHT, Shard, to_table
 from pipelines.data.read import Block
 from pipelines.data.source import Unit
 from pipelines.data.split import SPLITS, Hashes, grouped, identity_of_values, salted
@@ -60,6 +60,8 @@ def beside_of(table: pa.Table, task: Task, unit: Unit) -> dict[str, np.ndarray[A
         found[WEIGHT] = weights_of(table, task.weight, unit)
     if task.group is not None:
         found[GROUP] = groups_of(table, task.group, unit)
+    if task.init_score is not None:
+        found[INIT_SCORE] = init_scores_of(table, task.init_score, unit)
     return found
 
 

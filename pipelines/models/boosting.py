@@ -7,6 +7,7 @@ latter. LightGBM itself is imported where a booster is made: the process that on
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -28,6 +29,10 @@ SAMPLE_ROWS = 200_000
 LOGITS: Final = {"binary", "multiclass"}
 """Objectives whose raw scores a Task turns into answers; those of the others LightGBM does, which knows their link."""
 
+LOG_LINK: Final = {"poisson", "gamma", "tweedie"}
+TREES: Final = 32
+"""Trees that rows are led through at a time where their leaves are asked for."""
+
 
 class LightGBM:
     """A fitted ensemble of trees."""
@@ -46,8 +51,9 @@ class LightGBM:
     def __init__(self, booster: lgb.Booster) -> None:
         self.booster = booster
         head = booster.model_to_string(num_iteration=1)
-        found = re.search(r"^objective=(\S+)", head, flags=re.M)
+        found = re.search(r"^objective=(\S+)(.*)", head, flags=re.M)
         self._logits = found is None or found[1] in LOGITS
+        self._link = None if found is None else "log" if found[1] in LOG_LINK else "sqrt" if " sqrt" in found[2] else None
         self._averaged = re.search(r"^average_output$", head, flags=re.M) is not None
 
     @classmethod
@@ -96,16 +102,46 @@ class LightGBM:
         """Logits, or values on the target's scale: what LightGBM's own `predict` says, which is not raw where there is a link."""
         return self.raw(matrix) if self._logits else self._predict(matrix)
 
+    def predict_from(self, matrix: Matrix, init_score: Matrix) -> Matrix:
+        """The same of rows that start from raw scores of their own, which LightGBM knows in training alone."""
+        raw = self.raw(matrix) + init_score
+        if self._link == "log":
+            with np.errstate(over="ignore"):  # infinite, as LightGBM says
+                return np.exp(raw)
+        return np.sign(raw) * raw * raw if self._link == "sqrt" else raw
+
+    def raw_from(self, matrix: Matrix, init_score: Matrix) -> Matrix:
+        """The scores that a fit of these trees has come to: they are added to `init_score` one after the other, as it added them.
+
+        It has the bits of the fit. Of models with one output; holds a few bytes for each row of the matrix and of `TREES` trees.
+        """
+        scores = init_score.copy()
+        for first in range(0, self.rounds, TREES):
+            trees = self._leaf_values[first : first + TREES]
+            leaves = self.booster.predict(matrix, pred_leaf=True, start_iteration=first, num_iteration=TREES)
+            leaves = np.asarray(leaves).reshape(len(matrix), len(trees))  # of a single tree LightGBM gives (rows,)
+            for at, values in enumerate(trees):
+                scores += values[leaves[:, at]]
+        return scores
+
+    @cached_property
+    def _leaf_values(self) -> list[Matrix]:
+        """What each leaf of each tree adds."""
+        sizes = re.findall(r"^num_leaves=(.*)$", self.booster.model_to_string(num_iteration=-1), flags=re.M)
+        return [
+            np.array([self.booster.get_leaf_output(tree, leaf) for leaf in range(int(size))]) for tree, size in enumerate(sizes)
+        ]
+
     def raw(self, matrix: Matrix) -> Matrix:
         """The sum of the trees, of a forest their mean: logits, values, or the logarithms of values (poisson, gamma, tweedie)."""
         scores = self._predict(matrix, raw_score=True)
         return scores / self.rounds if self._averaged else scores  # LightGBM averages answers, and leaves raw scores a sum
 
-    def _predict(self, matrix: Matrix, *, raw_score: bool = False) -> Matrix:
+    def _predict(self, matrix: Matrix, **how: Any) -> Matrix:
         threads: dict[str, Any] = {"num_threads": 1} if len(matrix) < 64 else {}  # waking threads costs more than a few rows
         outputs = self.booster.num_model_per_iteration()
         shape = (len(matrix), outputs) if outputs > 1 else (len(matrix),)  # of no row too, of which LightGBM gives (0,)
-        return np.asarray(self.booster.predict(matrix, raw_score=raw_score, **threads)).reshape(shape)
+        return np.asarray(self.booster.predict(matrix, **how, **threads)).reshape(shape)
 
     def save(self, folder: Path) -> None:
         (folder / "model.txt").write_text(self.booster.model_to_string(num_iteration=-1))

@@ -1,7 +1,8 @@
 """How LightGBM is trained data-parallel over any number of workers, larger than memory.
 
 Every worker streams its row range into LightGBM's binned form, about one byte a value; no worker holds its raw rows. What each
-rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes, the reference sample and one row group.
+rank keeps is rows x (columns (x 2 over 256 bins) + 12 + 28 x outputs) bytes (8 more a row where rows start from scores of their
+own), the reference sample and one row group.
 
 Bins are made on every rank from the same row sample before the network exists. Both obvious ways are silently wrong: a Dataset
 constructed before the Booster is binned from the rank's own rows, so the ranks grow different trees; one constructed by the
@@ -132,7 +133,8 @@ class Boosting:
         """The raw scores so far of each Dataset, for the next segment to start from; this one's Booster is then done with.
 
         LightGBM adds tree after tree to them in float64, and `Booster.predict` of the whole model adds the same leaf values in
-        the same order: a resume that predicts has the same bits.
+        the same order: a resume that predicts has the same bits. Where rows start from scores of their own, it is `raw_from`
+        that does.
         """
         found: list[tuple[lgb.Dataset, Matrix]] = []
 
@@ -236,13 +238,23 @@ class Boosting:
         return dataset
 
     def _set_scores(self, dataset: lgb.Dataset, split: str) -> None:
-        """Let the rows have the raw scores that the fit starts from: none, whatever an earlier fit left, or its start's."""
+        """Let the rows have the raw scores that the fit starts from, whatever an earlier fit left: their own, if they have some,
+        and its start's."""
         dataset.set_field("init_score", None)
-        if self._start is not None and self._params.boosting != "rf":  # whose trees do not stand on one another
+        scores = list(self._first_scores(split))
+        if scores:
+            dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
+
+    def _first_scores(self, split: str) -> Iterator[Matrix]:
+        """Yield them a row group at a time; nothing where all rows start from 0."""
+        if self._start is None:
+            if self._task.init_score is not None:
+                yield from self._worker.init_scores(split)
+        elif self._params.boosting != "rf":  # whose trees do not stand on one another
             assert isinstance(self._start.model, LightGBM)
-            scores = [self._start.model.raw(batch.matrix) for batch in self._worker.batches(split)]
-            if scores:
-                dataset.set_field("init_score", np.concatenate(scores).ravel(order="F"))
+            model = self._start.model
+            for batch in self._worker.batches(split):
+                yield model.raw(batch.matrix) if batch.init_score is None else model.raw_from(batch.matrix, batch.init_score)
 
     def _evaluate(self, booster: lgb.Booster, step: int, valid: lgb.Dataset | None) -> None:
         if not self._worker.total_rows("valid"):

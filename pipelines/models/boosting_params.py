@@ -92,6 +92,7 @@ class LightGBMParams(Frozen):
     extra_trees: bool = False
     extra_seed: Seed | None = None
     boost_from_average: bool = True
+    """Start from the mean target; of no account with `task.init_score`, which says where each row starts."""
 
     feature_fraction: Share = 1.0
     feature_fraction_bynode: Share = 1.0
@@ -278,6 +279,11 @@ class LightGBMParams(Frozen):
             _check_ranking(task, shards, workers)
         if task.weight is not None:
             _check_weights(task, shards, workers)
+        if task.init_score is not None and self.boosting == "rf":
+            raise SpecError(
+                f"{where}.boosting: the trees of a random forest start from no scores; choose gbdt or dart, or take "
+                "task.init_score out"
+            )
         own = next((name for name in ("is_unbalance", "scale_pos_weight") if getattr(self, name) != _default(name)), None)
         if own and task.class_weights is not None:
             raise SpecError(f"{where}.{own} and task.class_weight both weight the classes; take one of them out")

@@ -40,8 +40,7 @@ def refit(params: LightGBMParams, task: Task, worker: Worker) -> None:
     shrinkages = [float(found) for found in re.findall(r"^shrinkage=(.*)$", text, flags=re.M)]
     sizes = [int(found) for found in re.findall(r"^num_leaves=(.*)$", text, flags=re.M)]
     narrow = np.min_scalar_type(max(sizes))
-    targets, weights = _labels(params, worker)
-    scores = np.zeros((len(targets), task.outputs))
+    targets, weights, scores = _labels(params, task, worker)
     for first in range(0, rounds, TREES):
         number = min(TREES, rounds - first)
         leaves = _leaves(booster, worker, first, number, narrow, task.outputs)
@@ -63,16 +62,17 @@ def refit(params: LightGBMParams, task: Task, worker: Worker) -> None:
     worker.report(rounds, model if worker.rank == 0 else None, {"final": rounds})
 
 
-def _labels(params: LightGBMParams, worker: Worker) -> tuple[Matrix, Matrix]:
-    """What the objective sees of this rank's rows: labels and weights."""
-    targets, weights = [np.empty(0)], [np.empty(0)]
+def _labels(params: LightGBMParams, task: Task, worker: Worker) -> tuple[Matrix, Matrix, Matrix]:
+    """What the objective sees of this rank's rows: labels, weights, and the scores (rows, outputs) that they start from."""
+    targets, weights, scores = [np.empty(0)], [np.empty(0)], [np.empty((0, task.outputs))]
     for batch in worker.batches("train"):
         weight = np.ones(len(batch.target)) if batch.weight is None else batch.weight
         targets.append(np.sign(batch.target) * np.sqrt(np.abs(batch.target)) if params.reg_sqrt else batch.target)
         weights.append(
             np.where(batch.target == 1, weight * params.scale_pos_weight, weight) if params.scale_pos_weight != 1 else weight
         )
-    return np.concatenate(targets), np.concatenate(weights)
+        scores.append(np.zeros((len(weight), task.outputs)) if batch.init_score is None else batch.init_score[:, None])
+    return np.concatenate(targets), np.concatenate(weights), np.concatenate(scores)
 
 
 def _leaves(booster: lgb.Booster, worker: Worker, first: int, number: int, narrow: np.dtype[Any], outputs: int) -> Leaves:
@@ -122,5 +122,7 @@ def _valid(task: Task, worker: Worker, model: LightGBM) -> dict[str, dict[str, f
         return {}
     metrics = Metrics(task)
     for batch in worker.batches("valid"):
-        metrics.add(batch.target, model.predict(batch.matrix), batch.weight)
+        own = batch.init_score
+        raw = model.predict(batch.matrix) if own is None else model.predict_from(batch.matrix, own)
+        metrics.add(batch.target, raw, batch.weight)
     return {"valid": Metrics.merge(task, worker.gather("valid", metrics.state())).result()}

@@ -61,6 +61,17 @@ class Model(Protocol):
 
 
 @runtime_checkable
+class Starting(Protocol):
+    """What a family may have besides: rows may start from raw scores of their own (`task.init_score`, `Batch.init_score`)."""
+
+    def predict_from(self, matrix: Matrix, init_score: Matrix) -> Matrix:
+        """What `predict` says, of rows that start from these raw scores (rows,); a row has the same bits alone and among others.
+
+        They are added before the link where there is one.
+        """
+
+
+@runtime_checkable
 class Explaining(Protocol):
     """What a family may have besides, all of it or nothing: what the model and its answers rest on, by feature."""
 

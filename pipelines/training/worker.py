@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipelines.data.prepared import Batch, Range, Shards
+from pipelines.data.prepared import INIT_SCORE, Batch, Range, Shards
 from pipelines.errors import DataError, UserError
 from pipelines.features.transform import Feature
 from pipelines.storage import Folder, to_json
@@ -156,6 +156,11 @@ class Worker:
                 continue
             by_class = factors[batch.target.astype(np.int64)]
             yield batch._replace(weight=by_class if batch.weight is None else batch.weight * by_class)
+
+    def init_scores(self, split: str) -> Iterator[Array]:
+        """Yield the raw scores that this rank's rows start from, where the task has such, a row group at a time."""
+        for found in self.ranges(split):
+            yield from self.shards.column(found, INIT_SCORE)
 
     def rows(self, split: str) -> int:
         """How many rows this rank has."""

@@ -16,7 +16,7 @@ from scipy.special import expit, softmax
 from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 
-from pipelines.data.beside import check_weight, weights_of
+from pipelines.data.beside import check_numeric, weights_of
 from pipelines.data.prepared import WEIGHT, Shard, Shards, to_table
 from pipelines.errors import DataError, SpecError
 from pipelines.explain import checked
@@ -142,7 +142,7 @@ def test_a_wrong_weight_is_refused_with_what_to_do(values: list[float | None], s
 
 def test_a_column_of_texts_has_no_weights() -> None:
     with pytest.raises(DataError, match="task.weight: 'w' is a column of type string, expected numbers"):
-        check_weight(Column(name="w", type="string", kind="categorical"))
+        check_numeric("weight", Column(name="w", type="string", kind="categorical"))
 
 
 COUNTS = {"a": 60, "b": 30, "c": 10}
