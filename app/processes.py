@@ -54,8 +54,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def end_threads(kept: list[threading.Thread]) -> None:
     """End the threads that still use Ray, all but `kept`: a call after Ray's shutdown ends the process on the spot, with 1.
 
-    Ray Data leaves a parked `Prefetcher` behind for each dataset, and gRPC one thread that polls; neither calls Ray. Forgotten
-    executions go first: collected later, they call a Ray that is gone, and Ray starts a new one for them.
+    gRPC leaves one behind that polls, and Ray Data, where others than we use it, a parked `Prefetcher`; neither calls Ray.
+    Forgotten executions go first: collected later, they call a Ray that is gone, and Ray starts a new one for them.
     """
     gc.collect()
     executor = getattr(sys.modules.get("ray.data._internal.execution.streaming_executor"), "StreamingExecutor", ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import pickle
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import ray
 from ray import ObjectRef
 from ray.data import Datasource
 from ray.data._internal import stats
+from ray.data._internal.block_batching.interfaces import BlockPrefetcher
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor, streaming_executor_state
 from ray.data._internal.execution.interfaces import ExecutionResources
@@ -71,11 +73,15 @@ def tuned() -> Iterator[None]:
     It asks for slots once a second, and the first answers are "none yet": for one to two seconds one task runs at a time. It
     looks at its tasks ten times a second, which leaves a slot without work for 0.1 to 0.2 s after each of them. And its first
     execution waits for two actors, 1 to 2 s on two cores: where this process started Ray without a dashboard, one has nowhere to
-    show what it collects, and the other has no machine and nobody else to share slots with.
+    show what it collects, and the other has no machine and nobody else to share slots with. And each reading of results leaves
+    a thread behind that waits for ever to fetch some ahead, which nobody asks of it.
     """
+    # Its package has a function of the same name.
+    batching = importlib.import_module("ray.data._internal.block_batching.iter_batches")
     replaced: list[tuple[Any, str, Any]] = [
         (ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", LIMITS_S),
         (streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", LOOK_S),
+        (batching, "WaitBlockPrefetcher", NoPrefetcher),
     ]
     node: Any = ray._private.worker._global_node
     if node is not None and node.head and not node.webui_url:
@@ -91,6 +97,13 @@ def tuned() -> Iterator[None]:
     finally:
         for (where, name, _), value in zip(replaced, before, strict=True):
             setattr(where, name, value)
+
+
+class NoPrefetcher(BlockPrefetcher):
+    """Fetches nothing ahead: results are small, and all are waited for."""
+
+    def prefetch_blocks(self, blocks: list[Any]) -> None:
+        pass
 
 
 class OneMachine(ClusterAutoscaler):

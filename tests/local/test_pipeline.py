@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,15 @@ def test_buckets_keep_equal_values_together_and_lose_no_row(data: Path, tmp_path
         by_bucket.setdefault(name, set()).update(rows(bucketed, [shard])[:, city].tolist())
     found = list(by_bucket.values())
     assert all(not (one & two) for i, one in enumerate(found) for two in found[i + 1 :])
+
+
+def test_no_thread_is_left_of_a_preparation(data: Path, tmp_path: Path) -> None:
+    prepare(spec_of(data, tmp_path / "first"))  # which may start some that all later ones use
+    before = threading.enumerate()
+
+    prepare(spec_of(data, tmp_path / "second"))
+
+    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
 
 
 def test_other_features_of_the_same_rows_need_no_second_look(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
