@@ -163,7 +163,7 @@ def title_of(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
-        return ""  # it has ended
+        return ""  # it has ended, if nobody may have waited for it yet
 
 
 def interrupted(folder: Path, number: int, at: int = 60) -> Path:
@@ -178,7 +178,7 @@ def interrupted(folder: Path, number: int, at: int = 60) -> Path:
     [run] = (folder / "runs/people").iterdir()
     if number == signal.SIGINT:
         assert code == 130 and f"to go on: heliostat train --resume {run}" in err
-    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below), "Ray's end")
+    wait_for(lambda: not any(title_of(one) for one in below), "Ray's end")
     return run
 
 
