@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +15,14 @@ from app.session import Session, open_session
 
 PATIENCE_S = 500
 """How long a command of some seconds is waited for: a machine with other work is no failure."""
+
+FIRST = ("test_session.py", "test_plan.py")
+"""They look at the shared Ray itself; what the others did to it may take a while to go."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    items.sort(key=lambda item: (item.path.is_relative_to(here), item.path.name not in FIRST))
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +41,9 @@ def no_command_outlives_its_test() -> Iterator[None]:
     """A command that a failed test leaves would take the processors from the tests after it."""
     yield
     for child in psutil.Process().children():
-        if child.is_running() and child.cmdline()[1:3] == ["-m", "app"]:
-            child.kill()
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if child.cmdline()[1:3] == ["-m", "app"]:
+                child.kill()
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> None:
