@@ -14,7 +14,9 @@ from sklearn.metrics import mean_poisson_deviance
 from pipelines.artifact import Artifact
 from pipelines.evaluate import evaluate
 from pipelines.explain import checked
+from pipelines.metrics import sizes_of
 from pipelines.predict import predict
+from pipelines.prepare import prepare
 from pipelines.spec import PipelineSpec
 from pipelines.train import run
 
@@ -69,3 +71,21 @@ def test_two_workers_learn_and_answer_from_the_scores_as_one_does(tmp_path: Path
     predict(f"{two.path}/artifact", str(data), str(tmp_path / "out"))
     written = pl.concat([pl.read_parquet(file) for file in sorted((tmp_path / "out").glob("part-*.parquet"))])
     assert written["value"].to_list() == Artifact.load(two.path).predict(frame)["value"].to_list()
+
+
+def test_scores_stay_with_their_rows_where_queries_are_brought_together(tmp_path: Path) -> None:
+    file = tmp_path / "apart.parquet"
+    rows = pl.DataFrame({"a": np.arange(3000.0), "q": np.arange(3000) % 100, "label": np.arange(3000) % 3})
+    rows.with_columns(base=-2 * pl.col("a")).sample(fraction=1.0, shuffle=True, seed=1).write_parquet(file)
+    task = {"target": "label", "type": "ranking", "group": "q", "init_score": "base"}
+    spec = {"name": "found", "data": {"source": str(file)}, "task": task, "store": str(tmp_path / "store")}
+
+    shards = prepare(checked(PipelineSpec, spec)).shards
+
+    batches = [batch for found in shards.ranges("train", 0, 1) for batch in shards.read(found)]
+    assert sum(len(batch.target) for batch in batches) > 2000
+    for batch in batches:
+        assert batch.init_score is not None and np.array_equal(batch.init_score, -2 * batch.matrix[:, 0])
+        assert np.array_equal(batch.target, batch.matrix[:, 0] % 3)
+    groups = np.concatenate([batch.group for batch in batches if batch.group is not None])
+    assert len(sizes_of(groups)) == len(np.unique(groups)), "the rows of each query stand together"

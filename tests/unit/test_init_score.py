@@ -458,25 +458,6 @@ def test_shards_hold_the_scores_and_other_scores_are_other_prepared_data(data: P
 
 
 @pytest.mark.usefixtures("here")
-def test_scores_stay_with_their_rows_where_queries_are_brought_together(data: Path, tmp_path: Path) -> None:
-    file = tmp_path / "apart.parquet"
-    rows = pl.DataFrame({"a": np.arange(3000.0), "q": np.arange(3000) % 100, "label": np.arange(3000) % 3})
-    rows.with_columns(base=-2 * pl.col("a")).sample(fraction=1.0, shuffle=True, seed=1).write_parquet(file)
-    task = {"target": "label", "type": "ranking", "group": "q", "init_score": "base"}
-    spec = {"name": "found", "data": {"source": str(file)}, "task": task, "store": str(tmp_path / "store")}
-
-    shards = prepare(checked(PipelineSpec, spec)).shards
-
-    batches = [batch for found in shards.ranges("train", 0, 1) for batch in shards.read(found)]
-    assert sum(len(batch.target) for batch in batches) > 2000
-    for batch in batches:
-        assert batch.init_score is not None and np.array_equal(batch.init_score, -2 * batch.matrix[:, 0])
-        assert np.array_equal(batch.target, batch.matrix[:, 0] % 3)
-    groups = np.concatenate([batch.group for batch in batches if batch.group is not None])
-    assert len(sizes_of(groups)) == len(np.unique(groups)), "the rows of each query stand together"
-
-
-@pytest.mark.usefixtures("here")
 def test_scores_that_look_like_categories_or_identifiers_stay_numbers(tmp_path: Path) -> None:
     for name, values in (("few", np.arange(2000) % 3), ("each its own", np.arange(2000))):
         file = tmp_path / f"{name}.parquet"
