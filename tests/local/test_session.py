@@ -276,7 +276,8 @@ def test_two_sessions_serve_on_one_machine() -> None:
 
 
 HEAD = """
-import json, os, sys
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
 import psutil
 before = dict(os.environ)
 from app.session import open_session
